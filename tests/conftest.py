@@ -1,0 +1,30 @@
+"""Every test runs on four CPU devices, with strict promotion; the compilation cache makes a second run quick."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CACHE = pathlib.Path(os.environ.get("JAXSEG_CACHE", REPOSITORY / ".cache"))
+DATA = pathlib.Path(os.environ.get("JAXSEG_DATA", REPOSITORY.parent / "shared" / "data"))
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla-tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs the real images where they are not there."""
+    for item in items:
+        if item.get_closest_marker("data") and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no real images at {DATA}"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real images; mark the test with `data`."""
+    return DATA
