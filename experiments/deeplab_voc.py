@@ -1,0 +1,62 @@
+"""DeepLabV3+ (arXiv 1802.02611) on PASCAL VOC 2012 with SBD's extra annotations (train_aug, 10,582 images).
+
+Command: python -m jaxseg.main --config=experiments/deeplab_voc.py [--config.data.manual_dir=DIR]
+         python -m jaxseg.main --config=experiments/deeplab_voc.py:demo     (drawn scenes, minutes on a laptop)
+The paper's setting: crop 513, batch 16, SGD 0.007 poly 0.9, 30,000 steps, output stride 16, scales 0.5 to 2.0 and flips.
+Expected for ResNet-101 from ImageNet weights at output stride 16: the paper's table 3 has 78.85 mIoU on val; not
+measured here (the weights and the data set do not come with the code).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.defaults import IMAGENET, INCEPTION, defaults
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `demo` trains a small network on the embedded `shapes` data set."""
+    if arg == "demo":
+        return demo()
+    if arg:
+        raise ValueError(f"experiments/deeplab_voc.py takes the argument 'demo' or none, not {arg!r}")
+    config = defaults()
+    config.model = ConfigDict({"name": "deeplab_v3plus", "backbone": "resnet101", "output_stride": 16, **IMAGENET})
+    config.data.update(
+        {
+            "name": "voc2012_segmentation",
+            "train_split": "train_aug",
+            "evaluate_split": "val",
+            "crop_size_px": (513, 513),
+            "evaluate_size_px": (513, 513),
+        }
+    )
+    return config
+
+
+def demo() -> ConfigDict:
+    """Twenty drawn classes, written as a VOC devkit tree: the code that VOC runs, in minutes on two cores."""
+    config = defaults()
+    config.model = ConfigDict(
+        {
+            "name": "deeplab_v3plus",
+            "backbone": "mobilenet_v2",
+            "backbone_options": {"width_multiplier": 0.5},
+            "output_stride": 16,
+            "separable": True,
+            "aspp_channels": 64,
+            "decoder_channels": 64,
+            "low_level_channels": 24,
+            **INCEPTION,
+        }
+    )
+    config.data.update({"name": "shapes", "crop_size_px": (128, 128), "scale_range": (0.75, 1.5)})
+    config.train.update({"batch_size": 16, "total_steps": 600, "log_every_steps": 10, "ema_decay": 0.99})
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "schedule": {"name": "cosine", "base": 3e-3, "warmup_steps": 30},
+            "rules": ({"pattern": r"/(bias|scale)$"}, {"pattern": r".*", "weight_decay": 1e-2}),
+        }
+    )
+    config.evaluate.update({"every_steps": 200, "batch_size": 8})
+    config.checkpoint.update({"every_steps": 200, "keep": 2})
+    return config

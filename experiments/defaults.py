@@ -1,0 +1,65 @@
+"""The keys that every experiment has, with values that an experiment changes where its result needs it."""
+
+from ml_collections import ConfigDict
+
+IMAGENET = {"image_mean": (123.675, 116.28, 103.53), "image_std": (58.395, 57.12, 57.375)}
+INCEPTION = {"image_mean": (127.5, 127.5, 127.5), "image_std": (127.5, 127.5, 127.5)}
+
+
+def defaults() -> ConfigDict:
+    """A fresh config; units stand in the keys (`_steps`, `_px`)."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "objective": "supervised",
+            # path "" starts from random weights; table names the file's naming scheme, scope the part that it fills.
+            "weights": {"path": "", "table": "", "scope": ""},
+            "loss": {"cross_entropy": 1.0},
+            "loss_aux_weight": 0.0,
+            "data": {
+                "name": "",
+                "manual_dir": "",
+                "data_dir": "",
+                "train_split": "train",
+                "evaluate_split": "val",
+                "crop_size_px": (512, 512),
+                "scale_range": (0.5, 2.0),
+                "flip_probability": 0.5,
+                "color_jitter": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+                "evaluate_size_px": (),
+                "workers": 2,
+                "prefetch_batches": 2,
+                "invalid_labels": "raise",
+                "on_bad_example": "raise",
+                "builder": {},
+            },
+            "train": {
+                "batch_size": 16,
+                "total_steps": 30_000,
+                "log_every_steps": 50,
+                "accumulation_steps": 1,
+                "compute_dtype": "float32",
+                "ema_decay": 0.0,
+                "clip_norm": 0.0,
+            },
+            "optimizer": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "schedule": {"name": "poly", "base": 0.007, "power": 0.9, "warmup_steps": 0},
+                "rules": (
+                    {"pattern": r"/(bias|scale)$", "weight_decay": 0.0},
+                    {"pattern": r".*", "weight_decay": 1e-4},
+                ),
+            },
+            "evaluate": {
+                "every_steps": 1_000,
+                "batch_size": 8,
+                "scales": (1.0,),
+                "flip": False,
+                "window_px": (),
+                "overlay_count": 4,
+            },
+            "checkpoint": {"every_steps": 1_000, "keep": 2},
+            "mesh": {"data": -1, "fsdp": 1, "space": 1},
+        }
+    )

@@ -1,0 +1,129 @@
+"""`python -m jaxseg.main --config=experiments/deeplab_voc.py[:arg] --mode=train|evaluate|predict --workdir=DIR`.
+
+Only flags, and what every mode needs before JAX starts; the work is done in `jaxseg.train` and `jaxseg.tools`.
+"""
+
+import logging
+import os
+import pathlib
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+STARTED = time.perf_counter()
+
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from jaxseg.core.errors import JaxsegError  # noqa: E402
+from jaxseg.core.names import close_matches  # noqa: E402
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment file, with an argument after a colon.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict"], "What to do.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<config>[-<arg>].")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "evaluate, predict: latest, best, or a step.")
+SPLIT = flags.DEFINE_string("split", None, "evaluate: the split. Default: config.data.evaluate_split.")
+INPUT = flags.DEFINE_list("input", [], "predict: files, folders or videos, separated by commas.")
+OUTPUT = flags.DEFINE_string("output", None, "predict: folder of the pictures. Default: <workdir>/predictions.")
+CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Number of devices that the CPU is split into.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, found from SLURM, TPU or MPI variables.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, with --coordinator.")
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """absl's parser, with a sentence for what it would answer by a traceback."""
+    for argument in arguments[1:]:
+        match = re.match(r"--config=([^:]+)", argument)
+        if match and not pathlib.Path(match[1]).is_file():
+            known = [str(p) for p in sorted(pathlib.Path(match[1]).parent.glob("*.py"))]
+            fail(f"--config={match[1]}: there is no such file. {close_matches(match[1], known)}")
+    try:
+        return flags.FLAGS(list(arguments))
+    except flags.Error as error:
+        fail(f"{error}")
+    except (AttributeError, KeyError) as error:
+        text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
+        fail(f"Unknown config key: {text}")
+    except (TypeError, ValueError) as error:
+        fail(f"A --config.… value does not fit its key: {error}")
+    raise AssertionError("not reached")
+
+
+def fail(sentence: str) -> None:
+    """Prints a sentence and exits with status 2."""
+    print(f"jaxseg: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def default_workdir(arguments: Sequence[str]) -> str:
+    """`runs/deeplab_voc-demo` for `--config=experiments/deeplab_voc.py:demo`."""
+    value = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), "run")
+    path, _, argument = value.partition(":")
+    return str(pathlib.Path("runs") / (pathlib.Path(path).stem + (f"-{argument}" if argument else "")))
+
+
+def start_jax() -> None:
+    """Compilation cache, CPU devices and processes: all that must be set before JAX's first use."""
+    import jax
+
+    cache = os.environ.get("JAXSEG_CACHE", str(pathlib.Path.home() / ".cache" / "jaxseg"))
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if CPU_DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    if COORDINATOR.value:
+        if PROCESSES.value is None or PROCESS.value is None:
+            raise JaxsegError("--coordinator needs --processes and --process beside it.")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif DISTRIBUTED.value:
+        jax.distributed.initialize()
+
+
+def dispatch(config: Any, workdir: pathlib.Path) -> int:
+    """Hands over to the mode; returns the exit status."""
+    start_jax()
+    if MODE.value == "train":
+        from jaxseg.tools.train import train_mode
+
+        return train_mode(config, workdir, started=STARTED)
+    if MODE.value == "evaluate":
+        from jaxseg.tools.evaluate import evaluate_mode
+
+        return evaluate_mode(config, workdir, split=SPLIT.value, checkpoint=CHECKPOINT.value)
+    from jaxseg.tools.predict import predict_mode
+
+    output = pathlib.Path(OUTPUT.value) if OUTPUT.value else workdir / "predictions"
+    return predict_mode(config, workdir, inputs=INPUT.value, output=output, checkpoint=CHECKPOINT.value)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the mode; errors that a user can mend are printed as sentences."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
+    if len(arguments) > 1:
+        fail(f"{arguments[1]!r} is not a flag; flags look like --mode=train.")
+    if CONFIG.value is None:
+        fail("--config is missing, for example --config=experiments/deeplab_voc.py:demo")
+    workdir = pathlib.Path(WORKDIR.value or default_workdir(sys.argv[1:]))
+    try:
+        sys.exit(dispatch(CONFIG.value, workdir))
+    except JaxsegError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("Interrupted; the last checkpoint is whole.")
+    except Exception as error:
+        print(f"jaxseg: {type(error).__name__}: {error}", file=sys.stderr)
+        print("This is not an error that jaxseg foresees: please report it with the traceback below.", file=sys.stderr)
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

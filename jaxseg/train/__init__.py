@@ -1,0 +1,1 @@
+"""Training: state, step, loop, optimiser, checkpoints; `objectives` says what is optimised."""

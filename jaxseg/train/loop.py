@@ -1,0 +1,150 @@
+"""The train loop, from top to bottom."""
+
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jaxseg.core.mesh import put_batch
+from jaxseg.data.pipeline import evaluate_batches, train_batches
+from jaxseg.train.checkpoint import CheckpointStore
+from jaxseg.train.meter import Meter, StepResult
+from jaxseg.train.observer import Observer
+from jaxseg.train.run import Run, Training, make_training
+from jaxseg.train.state import TrainState, place_state, placed_shapes
+from jaxseg.train.step import TRAINED_FIELDS
+from jaxseg.train.stop import Preempted, StopRequest
+from jaxseg.train.workdir import claim
+
+SUMMARY = ("miou_present", "miou_all", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
+
+
+def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dict[str, Any]:
+    """Trains until `config.train.total_steps`, going on from the newest checkpoint in the work directory.
+
+    Returns:
+      The last evaluation's metrics, `step`, and `best_step`.
+
+    Raises:
+      Preempted: after SIGTERM or SIGINT, with the state saved.
+      NonFiniteLossError: the loss became NaN or infinite.
+    """
+    config = run.config
+    claim(workdir, config.to_dict())
+    training = make_training(run)
+    store = CheckpointStore(workdir, keep=config.checkpoint.keep)
+    batches = open_train_batches(run)
+    try:
+        state, start = restore_or_place(store, training, run, batches)
+        notify(observers, lambda o: o.on_start(config, str(workdir), config.train.total_steps, start))
+        state, metrics = run_steps(run, training.step, state, start, batches, store, observers)
+        store.wait()
+        summary = {"step": config.train.total_steps, "best_step": store.pick("best"), **metrics}
+        notify(observers, lambda o: o.on_end(summary))
+        return summary
+    finally:
+        batches.close()
+        store.close()
+
+
+def run_steps(
+    run: Run,
+    train_step: Callable[..., Any],
+    state: TrainState,
+    start: int,
+    batches: Any,
+    store: CheckpointStore,
+    observers: Sequence[Observer],
+) -> tuple[TrainState, dict[str, float]]:
+    """Steps `start + 1` to `total_steps`: input, update, log, evaluate, save. Returns the last state and evaluation."""
+    config, total = run.config, run.config.train.total_steps
+    evaluate, meter, before = make_evaluation(run, observers), Meter(config.train.batch_size), None
+    if start >= total:
+        return state, evaluate(state, start)
+    with StopRequest() as stop:
+        for step in range(start + 1, total + 1):
+            batch = meter.timed_input(lambda: next(batches))
+            placed = put_batch(run.mesh, {name: batch[name] for name in TRAINED_FIELDS})
+            state, values = train_step(state, placed)
+            # The step before is looked at while this one runs; what is saved or shown below is looked at itself.
+            if before:
+                before.check(run.name_of)
+            before = StepResult(step, batch["index"], values)
+            notify(observers, lambda o, step=step: o.on_step(step))
+            last, stopping, metrics = step == total, stop.requested(step), {}
+            if step % config.train.log_every_steps == 0 or last:
+                before.check(run.name_of)
+                scalars = before.values() | meter.read()
+                notify(observers, lambda o, step=step, scalars=scalars: o.on_log(step, scalars))
+            if step % config.evaluate.every_steps == 0 or last:
+                before.check(run.name_of)
+                metrics = evaluate(state, step)
+                meter.restart()
+            if step % config.checkpoint.every_steps == 0 or last or stopping:
+                before.check(run.name_of)
+                store.save(state, batches.get_state(), step=step, metrics=metrics or None)
+            if stopping and not last:
+                store.wait()
+                raise Preempted(step)
+    return state, metrics
+
+
+def make_evaluation(run: Run, observers: Sequence[Observer]) -> Callable[[TrainState, int], dict[str, float]]:
+    """Returns `evaluate(state, step)`: the evaluation split with the averaged parameters, told to the observers."""
+    config, evaluator = run.config, run.evaluator()
+
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+        result = evaluator.evaluate(
+            state.variables(),
+            open_evaluate_batches(run, config.data.evaluate_split),
+            sample_count=config.evaluate.overlay_count,
+        )
+        notify(observers, lambda o: o.on_evaluation(step, result, run.info))
+        return {name: result.metrics[name] for name in SUMMARY}
+
+    return evaluate
+
+
+def restore_or_place(store: CheckpointStore, training: Training, run: Run, batches: Any) -> tuple[TrainState, int]:
+    """The newest readable checkpoint's state, with the input moved to where it was; else the first state."""
+    restored = store.restore_latest(placed_shapes(training.abstract, run.mesh))
+    if restored is None:
+        return place_state(training.first_state(), run.mesh), 0
+    state, data_state, step = restored
+    batches.set_state(data_state)
+    logging.warning("Going on from the checkpoint of step %d.", step)
+    return state, step
+
+
+def open_train_batches(run: Run) -> Any:
+    """The endless stream of this process's rows of the training batches."""
+    return train_batches(
+        run.config.data,
+        run.open_dataset(),
+        batch_size=run.config.train.batch_size,
+        seed=run.config.seed,
+        mean_pixel=run.mean_pixel,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def open_evaluate_batches(run: Run, split: str) -> Iterator[dict[str, Any]]:
+    """This process's rows of every batch of a split, each example once."""
+    return evaluate_batches(
+        run.config.data,
+        run.open_dataset(),
+        split,
+        batch_size=run.config.evaluate.batch_size,
+        mean_pixel=run.mean_pixel,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def notify(observers: Sequence[Observer], tell: Callable[[Observer], None]) -> None:
+    """Tells every observer."""
+    for observer in observers:
+        tell(observer)

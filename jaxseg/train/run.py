@@ -1,0 +1,169 @@
+"""From a config to the parts of a run: data set, mesh, model, predictor, initial variables."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.core.mesh import check_batch_size, make_mesh
+from jaxseg.core.names import call_with_options, close_matches, resolve
+from jaxseg.core.rng import base_key
+from jaxseg.core.types import DatasetInfo
+from jaxseg.data.dataset import Dataset, open_dataset
+from jaxseg.evaluate.split import Evaluator
+from jaxseg.inference.predictor import Predictor
+from jaxseg.losses.reduction import compose
+from jaxseg.train.optim import make_optimizer
+from jaxseg.train.state import TrainState, create_state
+from jaxseg.train.step import make_train_step
+from jaxseg.weights.load import load_weights
+
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts that training, evaluation and prediction share.
+
+    Attributes:
+      config: the locked config.
+      info: facts of the data set.
+      mesh: of all devices.
+      model: the Flax module.
+      image_mean: per channel, 0..255.
+      image_std: per channel, 0..255.
+      predictor: the model with the config's scales, flip and window.
+      dataset: opened and prepared, or None where only prediction is wanted.
+    """
+
+    config: Any
+    info: DatasetInfo
+    mesh: Mesh
+    model: nn.Module
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    predictor: Predictor
+    dataset: Dataset | None = None
+
+    @property
+    def mean_pixel(self) -> tuple[int, ...]:
+        """What pads images: the mean, rounded, so that padding is about 0 after normalisation."""
+        return tuple(int(round(m)) for m in self.image_mean)
+
+    def open_dataset(self) -> Dataset:
+        """The data set; a run that was made without one (prediction) has none to give."""
+        if self.dataset is None:
+            raise ValueError("this run was made with open_data=False")
+        return self.dataset
+
+    def name_of(self, index: int) -> str:
+        """The file that a training example came from."""
+        return self.open_dataset().split(self.config.data.train_split).name_of(index)
+
+    def initialize(self, key: jax.Array) -> Any:
+        """Random variables of the model."""
+        size = [min(n, 65) for n in self.config.data.crop_size_px]
+        image = jnp.zeros((1, *size, 3), jnp.float32)
+        return self.model.init({"params": key, "dropout": key}, image, train=False)
+
+    def initial_variables(self) -> Any:
+        """Seeded variables on the host, with the weights that `config.weights` names; alike on every process."""
+        with jax.default_device(jax.local_devices()[0]):
+            key = jax.random.fold_in(base_key(self.config.seed), 0x1717)
+            variables = jax.tree.map(np.asarray, jax.jit(self.initialize)(key))
+        if self.config.weights.path:
+            options = self.config.weights.to_dict()
+            variables = load_weights(options.pop("path"), variables, **options)
+        return variables
+
+    def evaluator(self) -> Evaluator:
+        """A compiled evaluation of this predictor on this mesh."""
+        return Evaluator(self.predictor, self.info, self.mesh)
+
+
+def make_run(config: Any, *, open_data: bool = True) -> Run:
+    """Builds the parts that the config names; the data set is prepared where it is not yet."""
+    dataset = open_dataset(config.data) if open_data else None
+    info = dataset.info if dataset else resolve("data.catalog", config.data.name, "INFO")
+    options = config.model.to_dict()
+    name, mean, std = options.pop("name"), options.pop("image_mean"), options.pop("image_std")
+    dtype = config.train.compute_dtype
+    if dtype not in COMPUTE_DTYPES:
+        raise JaxsegError(f"config.train.compute_dtype {dtype!r} is not known. {close_matches(dtype, COMPUTE_DTYPES)}")
+    model = call_with_options(
+        resolve("models", name),
+        options,
+        where="config.model",
+        num_classes=info.num_classes,
+        dtype=COMPUTE_DTYPES[dtype],
+    )
+    mesh = make_mesh(config.mesh.to_dict())
+    predictor = Predictor(
+        model=model,
+        mean=tuple(mean),
+        std=tuple(std),
+        num_classes=info.num_classes,
+        scales=tuple(config.evaluate.scales),
+        flip=config.evaluate.flip,
+        window_px=tuple(config.evaluate.window_px),
+    )
+    return Run(config, info, mesh, model, tuple(mean), tuple(std), predictor, dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What only training needs.
+
+    Attributes:
+      abstract: shapes and dtypes of the state, without computing it.
+      step: the compiled-on-first-use train step.
+      first_state: computes the state of step 0 on the host; not needed when a checkpoint is restored.
+    """
+
+    abstract: TrainState
+    step: Callable[..., Any]
+    first_state: Callable[[], TrainState]
+
+
+def make_training(run: Run) -> Training:
+    """The train step and the initial state of a run."""
+    config = run.config
+    options = config.train
+    if options.total_steps < 1 or options.accumulation_steps < 1:
+        raise JaxsegError("config.train.total_steps and config.train.accumulation_steps must be at least 1.")
+    if not 0 <= options.ema_decay < 1:
+        raise JaxsegError(f"config.train.ema_decay = {options.ema_decay} must lie in [0, 1).")
+    accumulation = options.accumulation_steps
+    check_batch_size(run.mesh, options.batch_size, key="config.train.batch_size", accumulation_steps=accumulation)
+    check_batch_size(run.mesh, config.evaluate.batch_size, key="config.evaluate.batch_size")
+    shapes = jax.eval_shape(run.initialize, base_key(0))
+    optimizer, schedule = make_optimizer(
+        config.optimizer.to_dict(), shapes["params"], total_steps=options.total_steps, clip_norm=options.clip_norm
+    )
+    create = functools.partial(create_state, optimizer=optimizer, seed=config.seed, ema=options.ema_decay > 0)
+    abstract = jax.eval_shape(create, shapes)
+    objective = resolve("train.objectives", config.objective)(
+        model=run.model,
+        loss=compose(config.loss.to_dict()),
+        loss_aux_weight=config.loss_aux_weight,
+        image_mean=run.image_mean,
+        image_std=run.image_std,
+        num_classes=run.info.num_classes,
+    )
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedule,
+        state=abstract,
+        mesh=run.mesh,
+        accumulation_steps=accumulation,
+        ema_decay=options.ema_decay,
+    )
+    return Training(abstract, step, lambda: create(run.initial_variables()))

@@ -1,0 +1,109 @@
+"""The work directory: which run it belongs to, and what that run was made with."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from jaxseg.core.errors import JaxsegError
+
+CHANGEABLE = (
+    "train.log_every_steps",
+    "checkpoint.",
+    "evaluate.",
+    "data.workers",
+    "data.prefetch_batches",
+    "data.data_dir",
+    "data.manual_dir",
+    "mesh.",
+    "weights.path",
+)
+"""Keys that may differ when a run is resumed: they do not change what is computed."""
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "ml-collections",
+    "numpy",
+)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all: beside, fsync, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages and the git revision of the code."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    found = {"python": platform.python_version(), "git": git.stdout.strip() or "not a git checkout"}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+    """Makes the work directory this run's, or checks that it already is.
+
+    Raises:
+      JaxsegError: it belongs to a run with another config; the message lists the keys that differ.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(config, indent=2))
+            write_whole(workdir / "versions.json", json.dumps(versions(), indent=2))
+        return
+    theirs = flatten(read_config(workdir))
+    ours = flatten(json.loads(json.dumps(config)))
+    differing = [
+        f"  config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key, "absent") != ours.get(key, "absent") and not key.startswith(CHANGEABLE)
+    ]
+    if differing:
+        raise JaxsegError(
+            f"{workdir} holds a run with another config:\n" + "\n".join(differing) + "\n"
+            "Give another --workdir to start a new run, or the same values to go on with that one."
+        )
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config that the work directory's run was started with."""
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JaxsegError(
+            f"{workdir} is not a work directory: {path.name} is not there. Train first, or correct --workdir."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise JaxsegError(f"{path} is not valid JSON ({error}). Restore it, or give another --workdir.") from error
