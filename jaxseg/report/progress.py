@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from jaxseg.core.types import DatasetInfo
 from jaxseg.train.observer import Observer
@@ -36,16 +37,15 @@ class ProgressDisplay(Observer):
         self._print(f"{begin} {total_steps} steps in {workdir}")
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
                 TextColumn("left"),
                 console=self._console,
                 expand=True,
             )
-            self._bar.add_task("train", total=total_steps, completed=start_step, numbers="compiles the first step")
+            self._bar.add_task("train", total=total_steps, completed=start_step, numbers="compiling")
             self._bar.start()
             # A run that stops by an error or a signal never reaches on_end; the cursor has to come back all the same.
             atexit.register(self._stop)
@@ -57,14 +57,13 @@ class ProgressDisplay(Observer):
 
     def on_log(self, step: int, scalars: dict[str, float]) -> None:
         """Shows the numbers."""
-        numbers = format_scalars(scalars)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=format_scalars(scalars, short=True))
             return
         now = self._clock()
         if now - self._printed >= PLAIN_LINE_SECONDS or step >= self._total:
             self._printed = now
-            self._print(f"step {step}/{self._total}  {numbers}{self._left(step, now)}")
+            self._print(f"step {step}/{self._total}  {format_scalars(scalars)}{self._left(step, now)}")
 
     def on_evaluation(self, step: int, result: Any, info: DatasetInfo) -> None:
         """Prints the metrics on a line of their own, above the bar."""
@@ -98,17 +97,23 @@ class ProgressDisplay(Observer):
         return f"  {hours}:{minutes:02}:{seconds % 60:02} left" if hours else f"  {minutes}:{seconds % 60:02} left"
 
 
-def format_scalars(scalars: dict[str, float]) -> str:
-    """`loss 1.234  learning rate 0.0100  12.3 images/s  input wait 2%`, with those of them that are there."""
+def format_scalars(scalars: dict[str, float], *, short: bool = False) -> str:
+    """`loss 1.2340  learning rate 0.01  12.3 images/s  input wait 2%`, with those of them that are there.
+
+    Args:
+      scalars: what `on_log` gets.
+      short: abbreviated, so that a bar fits beside it in 80 columns.
+    """
+    rate, speed, wait = ("lr", "img/s", "wait") if short else ("learning rate", "images/s", "input wait")
     parts = []
     if "loss" in scalars:
         parts.append(f"loss {scalars['loss']:.4f}")
     if "learning_rate" in scalars:
-        parts.append(f"learning rate {scalars['learning_rate']:.3g}")
+        parts.append(f"{rate} {scalars['learning_rate']:.3g}")
     if "images_per_second" in scalars:
-        parts.append(f"{scalars['images_per_second']:.1f} images/s")
+        parts.append(f"{scalars['images_per_second']:.1f} {speed}")
     if "input_wait_share" in scalars:
-        parts.append(f"input wait {scalars['input_wait_share']:.0%}")
+        parts.append(f"{wait} {scalars['input_wait_share']:.0%}")
     return "  ".join(parts)
 
 

@@ -51,6 +51,21 @@ def last_evaluation(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return evaluations[-1] if evaluations else None
 
 
+def print_table(result: Any, info: DatasetInfo, *, step: int | None = None, console: Console | None = None) -> None:
+    """`print_evaluation` of an `EvaluationResult`.
+
+    Args:
+      result: with `metrics` and `images`.
+      info: names the classes.
+      step: number of steps trained, left out of the title where it is not known.
+      console: where to print, standard output by default.
+    """
+    record = evaluation_record(0 if step is None else step, result, info)
+    if step is None:
+        del record["step"]
+    print_evaluation(record, console=console)
+
+
 def print_evaluation(record: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Prints a table with rules in a terminal, the text of `evaluation_text` elsewhere.
 
@@ -96,4 +111,5 @@ def format_percent(value: float | None) -> str:
 
 
 def _title(record: Mapping[str, Any]) -> str:
-    return f"step {record['step']}, {record['images']} images"
+    step = f"step {record['step']}, " if "step" in record else ""
+    return f"{step}{record['images']} images"
