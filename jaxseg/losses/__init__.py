@@ -1,0 +1,1 @@
+"""Pure losses: one value per pixel, unreduced; `reduction` sums, counts and composes them."""

@@ -1,0 +1,136 @@
+"""Softmax cross-entropy per pixel, with class weights and label smoothing."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.losses.reduction import PixelLoss, checked_inputs
+
+NORMALIZERS = ("valid_pixels", "class_weights")
+
+
+def build(
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    normalizer: str = "valid_pixels",
+) -> PixelLoss:
+    """The loss `cross_entropy` of a config.
+
+    Args:
+      label_smoothing: share of the target that is spread over all classes, in [0, 1).
+      class_weights: one non-negative weight a class, or None.
+      normalizer: what the sum is divided by: `valid_pixels` counts pixels (Caffe, SegNet); `class_weights` adds up the
+        weights of the pixels' classes (PyTorch). The two differ by a factor that depends on the data.
+
+    Returns:
+      `(logits, labels, *, where) -> float32 per pixel`, see `cross_entropy`.
+
+    Raises:
+      JaxsegError: an option is out of its range.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise JaxsegError(f"config.loss.cross_entropy.label_smoothing = {label_smoothing} is not in [0, 1).")
+    if normalizer not in NORMALIZERS:
+        raise JaxsegError(
+            f"config.loss.cross_entropy.normalizer = {normalizer!r} is not one of {', '.join(NORMALIZERS)}."
+        )
+    weights = None if class_weights is None else tuple(float(w) for w in class_weights)
+    if weights is not None and not all(0 <= w < float("inf") for w in weights):
+        raise JaxsegError(f"config.loss.cross_entropy.class_weights = {weights}: weights are finite and not negative.")
+    if weights is None and normalizer == "class_weights":
+        raise JaxsegError("config.loss.cross_entropy.normalizer = 'class_weights' needs class_weights.")
+
+    def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike) -> jax.Array:
+        return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
+
+    pixel_weights: Callable[..., jax.Array] | None = None
+    if weights is not None and normalizer == "class_weights":
+
+        def pixel_weights(labels: ArrayLike, *, where: ArrayLike) -> jax.Array:
+            safe = jnp.where(jnp.asarray(where), jnp.asarray(labels), 0)
+            return jnp.where(jnp.asarray(where), jnp.asarray(weights, jnp.float32)[safe], 0.0)
+
+    return PixelLoss(values, pixel_weights)
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> jax.Array:
+    """Minus the log of the softmax probability of the true class, per pixel.
+
+    `(1 - e) w_y (-log p_y) + e / C sum_c w_c (-log p_c)`, with smoothing `e`, classes `C`, weights `w` (default 1).
+
+    Computed in float32 whatever the logits' type, and finite for any finite logits. What stands at pixels outside
+    `where` has no influence on values or gradients, even NaN. A label that is no class id inside `where` gives NaN.
+
+    Args:
+      logits: float `[*b, h, w, c]`.
+      labels: integers `[*b, h, w]`; class ids inside `where`, anything outside.
+      where: bool `[*b, h, w]`, the pixels that count.
+      label_smoothing: `e`, in [0, 1).
+      class_weights: c weights.
+
+    Returns:
+      float32 `[*b, h, w]`, 0 outside `where`. Logits (ln .8, ln .2) with label 0 give 0.22314.
+
+    Raises:
+      TypeError: labels are not integers, `where` is not bool, or logits are not floats.
+      ValueError: shapes do not fit each other.
+
+    Reference: the smoothing is Szegedy et al., arXiv 1512.00567, section 7; with weights it is PyTorch's formula.
+    """
+    logits, labels, where = checked_inputs(logits, labels, where)
+    weights = None if class_weights is None else jnp.asarray(class_weights, logits.dtype)
+    if weights is not None and weights.shape != logits.shape[-1:]:
+        raise ValueError(f"class_weights has {weights.shape} values, the logits have {logits.shape[-1]} classes")
+    loss = _negative_log_likelihood(logits, labels, where)
+    if weights is not None:
+        loss = loss * weights[jnp.where(where, labels, 0)]
+    if label_smoothing:
+        # The mask goes in before the arithmetic: 0 * NaN in a gradient is NaN.
+        clean = jnp.where(where[..., None], logits, 0.0)
+        spread = jax.nn.logsumexp(clean, axis=-1, keepdims=True) - clean
+        spread = spread if weights is None else spread * weights
+        uniform = jnp.where(where, jnp.mean(spread, axis=-1), 0.0)
+        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+    return loss
+
+
+@jax.custom_vjp
+def _negative_log_likelihood(logits: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+    """`log sum exp(logits) - logits[label]` inside `where`, else 0.
+
+    The gradient is written out because the automatic one of the lookup is a scatter, which no platform runs fast, and
+    because it lets the mask be applied to the results instead of to a copy of the logits.
+    """
+    return _forward(logits, labels, where)[0]
+
+
+def _forward(logits: jax.Array, labels: jax.Array, where: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    top = jnp.max(logits, axis=-1)
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)) + top
+    safe = jnp.where(where, labels, 0)
+    known = (safe >= 0) & (safe < logits.shape[-1])
+    chosen = jnp.take_along_axis(logits, jnp.where(known, safe, 0)[..., None], axis=-1)[..., 0]
+    loss = jnp.where(where, jnp.where(known, log_normalizer - chosen, jnp.nan), 0.0)
+    return loss, (logits, labels, where, log_normalizer)
+
+
+def _backward(residuals: tuple[jax.Array, ...], upstream: jax.Array) -> tuple[jax.Array, None, None]:
+    logits, labels, where, log_normalizer = residuals
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    target = (classes == labels[..., None]).astype(logits.dtype)
+    gradient = (jnp.exp(logits - log_normalizer[..., None]) - target) * upstream[..., None]
+    return jnp.where(where[..., None], gradient, 0.0), None, None
+
+
+_negative_log_likelihood.defvjp(_forward, _backward)

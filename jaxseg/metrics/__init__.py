@@ -1,0 +1,1 @@
+"""Exact metrics: integer state on the device, 64-bit sums on the host."""
