@@ -2,7 +2,7 @@
 
 Command: python -m jaxseg.main --config=experiments/deeplab_voc.py [--config.data.manual_dir=DIR]
          python -m jaxseg.main --config=experiments/deeplab_voc.py:demo     (drawn scenes, minutes on a laptop)
-The paper's setting: crop 513, batch 16, SGD 0.007 poly 0.9, 30,000 steps, output stride 16, scales 0.5 to 2.0 and flips.
+The paper's setting: crop 513, batch 16, SGD 0.007 poly 0.9, 30,000 steps, output stride 16, scales 0.5 to 2.0, flips.
 Expected for ResNet-101 from ImageNet weights at output stride 16: the paper's table 3 has 78.85 mIoU on val; not
 measured here (the weights and the data set do not come with the code).
 """

@@ -57,11 +57,10 @@ class StepResult:
         loss = float(self._metrics["loss"])
         if math.isfinite(loss):
             return
-        finite = np.asarray(self._metrics["row_finite"])
-        # With several processes each knows the names of its own rows only.
-        begin = jax.process_index() * len(self._index)
-        rows = range(len(self._index))
-        bad = [int(self._index[r]) for r in rows if not finite[begin + r]] or [int(i) for i in self._index]
+        # A process holds and names its own rows only; along the space axis they are repeated.
+        shards = {s.index[0].start or 0: np.asarray(s.data) for s in self._metrics["row_finite"].addressable_shards}
+        finite = np.concatenate([shards[start] for start in sorted(shards)])
+        bad = [int(i) for i, fine in zip(self._index, finite, strict=True) if not fine] or self._index.tolist()
         raise NonFiniteLossError(
             f"The loss is {loss} at step {self.step}, on the examples {', '.join(name_of(i) for i in bad)}.\n"
             "Nothing of this step was saved; the checkpoint before it is whole. Look at these examples, lower "

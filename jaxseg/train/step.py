@@ -91,7 +91,7 @@ def make_train_step(
         metrics = {
             "loss": total / divisor,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "row_finite": row_finite,
         }
         ema = moving_average(state.ema, params, state.step, ema_decay) if ema_decay else None
@@ -99,9 +99,10 @@ def make_train_step(
         return state, metrics
 
     shardings = state_shardings(state, mesh)
+    metric_shardings = dict.fromkeys(("loss", "learning_rate", "gradient_norm"), replicated(mesh))
     return jax.jit(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, {"image": batch_sharding(mesh, 4), "label": batch_sharding(mesh, 3)}),
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(shardings, metric_shardings | {"row_finite": batch_sharding(mesh, 1)}),
     )
