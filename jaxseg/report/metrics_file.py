@@ -116,7 +116,7 @@ def _finite(value: float) -> float | None:
 
 def _line(record: dict[str, Any]) -> str:
     """JSON knows no NaN: null stands for it."""
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, dict | str | bool | int) or value is None:
             plain[name] = value

@@ -92,10 +92,10 @@ def _sample_pictures(workdir: pathlib.Path, evaluation: dict[str, Any] | None) -
 
 def _jpeg_uri(path: pathlib.Path) -> str:
     """A picture small enough to be embedded by the dozen."""
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
+    buffer = io.BytesIO()
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
         picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
-        buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
