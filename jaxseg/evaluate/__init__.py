@@ -1,0 +1,1 @@
+"""Evaluation of a split at the native size of its labels."""

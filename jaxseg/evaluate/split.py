@@ -1,0 +1,207 @@
+"""Evaluation of one split: exact counts at the native size of the labels, on any number of devices and processes."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.core.masks import valid_mask
+from jaxseg.core.mesh import batch_sharding, put_batch, replicated
+from jaxseg.core.types import Batch, DatasetInfo
+from jaxseg.inference.predictor import Predictor
+from jaxseg.metrics.confusion import ConfusionMatrix, confusion_counts
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+      metrics: what `jaxseg.metrics.confusion.scores` returns: `iou` (a list), `miou_present`, `pixel_accuracy`, ...
+      confusion: int64 `[C, C]`, rows are the ground truth.
+      images: number of images, of all processes.
+      samples: (image uint8 `[h, w, 3]`, label int32 `[h, w]`, prediction int32 `[h, w]`) of this
+        process's first images.
+    """
+
+    metrics: dict[str, Any]
+    confusion: np.ndarray
+    images: int
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+
+    @property
+    def pixels(self) -> int:
+        """Number of valid pixels."""
+        return int(self.confusion.sum())
+
+    def to_json(self, info: DatasetInfo) -> dict[str, Any]:
+        """What evaluation.json holds, as plain Python values; NaN becomes None.
+
+        Args:
+          info: names the classes.
+
+        Returns:
+          `dataset`, `images`, `pixels`, the scalar metrics under `metrics`, `iou` (class name -> value), `classes`,
+          and `confusion` (rows are the ground truth).
+        """
+        metrics = {name: _finite(value) for name, value in self.metrics.items() if name != "iou"}
+        iou = [_finite(value) for value in self.metrics["iou"]]
+        return {
+            "dataset": info.name,
+            "images": self.images,
+            "pixels": self.pixels,
+            "metrics": metrics,
+            "iou": dict(zip(info.class_names, iou, strict=True)),
+            "classes": list(info.class_names),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+class Evaluator:
+    """Evaluates one predictor on one mesh; compiled at the first batch and reused by every later evaluation."""
+
+    def __init__(self, predictor: Predictor, info: DatasetInfo, mesh: Mesh) -> None:
+        """Args: predictor: gives the labels; info: gives classes and void; mesh: where batches are put."""
+        if predictor.num_classes != info.num_classes:
+            raise ValueError(f"the predictor has {predictor.num_classes} classes, {info.name} has {info.num_classes}")
+        self._predictor, self._info, self._mesh = predictor, info, mesh
+        shared = replicated(mesh)
+        self._count = jax.jit(self._count_batch, out_shardings=(shared, shared, batch_sharding(mesh, 3)))
+
+    def _count_batch(self, variables: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        real = batch["index"] >= 0
+        predictions = self._predictor.labels(variables, batch["image"])
+        where = valid_mask(batch["label"], num_classes=self._info.num_classes) & real[:, None, None]
+        counts = confusion_counts(batch["label"], predictions, num_classes=self._info.num_classes, where=where)
+        narrow = jnp.uint8 if self._info.num_classes <= 256 else jnp.int32
+        return counts, jnp.sum(real, dtype=jnp.int32), predictions.astype(narrow)
+
+    def evaluate(
+        self,
+        variables: Any,
+        batches: Iterable[Batch],
+        *,
+        sample_count: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> EvaluationResult:
+        """Counts every image once; rows whose index is negative pad the batch and count nothing.
+
+        Args:
+          variables: what `predictor.model.apply` takes, on the host or on the mesh.
+          batches: this process's rows; every process gives the same number of batches, all of one shape.
+          sample_count: how many images to keep with label and prediction.
+          progress: called with the number of images counted so far.
+
+        Raises:
+          JaxsegError: there is no image.
+        """
+        confusion, images = ConfusionMatrix(self._info.num_classes), 0
+        samples: list[Sample] = []
+        for batch, (counts, real, predictions) in _one_behind(self._dispatched(variables, batches)):
+            confusion.update(counts)
+            images += int(real)
+            if len(samples) < sample_count:
+                samples += _samples(batch, _local_rows(predictions))[: sample_count - len(samples)]
+            if progress:
+                progress(images)
+        if not images:
+            raise JaxsegError(
+                f"{self._info.name}: the split to evaluate holds no image. Check config.data.evaluate_split."
+            )
+        return EvaluationResult(confusion.compute(), confusion.counts, images, samples)
+
+    def _dispatched(self, variables: Any, batches: Iterable[Batch]) -> Iterable[tuple[Batch, Any]]:
+        for batch in batches:
+            placed = put_batch(self._mesh, {name: batch[name] for name in ("image", "label", "index")})
+            yield batch, self._count(variables, placed)
+
+
+def evaluate_split(
+    predictor: Predictor,
+    variables: Any,
+    batches: Iterable[Batch],
+    *,
+    info: DatasetInfo,
+    mesh: Mesh,
+    sample_count: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """One evaluation, compiled for it; keep an `Evaluator` for several. Arguments as there."""
+    evaluator = Evaluator(predictor, info, mesh)
+    return evaluator.evaluate(variables, batches, sample_count=sample_count, progress=progress)
+
+
+def write_evaluation(
+    path: str | os.PathLike[str],
+    result: EvaluationResult,
+    info: DatasetInfo,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes evaluation.json whole or not at all.
+
+    Args:
+      path: the file to write; its folder is made where it is missing.
+      result: an evaluation's result.
+      info: names the classes.
+      extra: further entries, for example split and step; the result's own entries win.
+    """
+    path = pathlib.Path(path)
+    text = json.dumps(dict(extra or {}) | result.to_json(info), indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _one_behind(items: Iterable[Any]) -> Iterable[Any]:
+    """The items, each after the next has been asked for: the host decodes while the device still works."""
+    waiting: list[Any] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
+
+
+def _samples(batch: Batch, predictions: np.ndarray) -> list[Sample]:
+    """The real rows of a batch, without padding where the batch says how large its images are."""
+    found = []
+    for row in np.flatnonzero(np.asarray(batch["index"]) >= 0):
+        label = np.asarray(batch["label"][row])
+        height, width = batch["size"][row] if "size" in batch else label.shape
+        image, prediction = np.asarray(batch["image"][row]), predictions[row].astype(np.int32)
+        found.append((image[:height, :width], label[:height, :width], prediction[:height, :width]))
+    return found
+
+
+def _local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose first axis is the batch."""
+    shards = array.addressable_shards
+    first = min(shard.index[0].start or 0 for shard in shards)
+    last = max(array.shape[0] if shard.index[0].stop is None else shard.index[0].stop for shard in shards)
+    rows = np.zeros((last - first, *array.shape[1:]), array.dtype)
+    for shard in shards:
+        own, *rest = shard.index
+        rows[(slice((own.start or 0) - first, None if own.stop is None else own.stop - first), *rest)] = shard.data
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
