@@ -1,1 +1,1 @@
-"""What every package shares: types, errors, names, valid-pixel mask, normalisation, randomness, mesh."""
+"""What every package shares: types, errors, names, whole files, valid-pixel mask, normalisation, randomness, mesh."""

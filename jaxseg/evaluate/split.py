@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.core.files import write_text
 from jaxseg.core.masks import valid_mask
 from jaxseg.core.mesh import batch_sharding, put_batch, replicated
 from jaxseg.core.types import Batch, DatasetInfo
@@ -156,19 +156,7 @@ def write_evaluation(
       info: names the classes.
       extra: further entries, for example split and step; the result's own entries win.
     """
-    path = pathlib.Path(path)
-    text = json.dumps(dict(extra or {}) | result.to_json(info), indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(dict(extra or {}) | result.to_json(info), indent=1, allow_nan=False) + "\n")
 
 
 def _one_behind(items: Iterable[Any]) -> Iterable[Any]:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxseg.core.files import write_bytes
 from jaxseg.core.types import DatasetInfo
-from jaxseg.report.files import write_bytes
 from jaxseg.report.metrics_file import read_metrics
 from jaxseg.train.observer import Observer
 

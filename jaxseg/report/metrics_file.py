@@ -6,8 +6,8 @@ import os
 import pathlib
 from typing import IO, Any
 
+from jaxseg.core.files import write_text
 from jaxseg.core.types import DatasetInfo
-from jaxseg.report.files import write_text
 from jaxseg.train.observer import Observer
 
 FILE_NAME = "metrics.jsonl"

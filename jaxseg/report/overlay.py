@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.core.files import write_bytes
 from jaxseg.core.types import DatasetInfo
-from jaxseg.report.files import write_bytes
 
 
 def colorize(label: np.ndarray, info: DatasetInfo) -> np.ndarray:

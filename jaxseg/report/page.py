@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from jaxseg.core.files import write_text
 from jaxseg.core.types import DatasetInfo
 from jaxseg.report import curves, samples, table
-from jaxseg.report.files import write_text
 from jaxseg.report.metrics_file import read_metrics
 from jaxseg.train.observer import Observer
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxseg.core.files import write_bytes
 from jaxseg.core.types import DatasetInfo
-from jaxseg.report.files import write_bytes
 from jaxseg.report.overlay import overlay
 from jaxseg.train.observer import Observer
 

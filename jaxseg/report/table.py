@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxseg.core.files import write_text
 from jaxseg.core.types import DatasetInfo
-from jaxseg.report.files import write_text
 from jaxseg.report.metrics_file import evaluation_record, read_metrics
 from jaxseg.train.observer import Observer
 

@@ -1,7 +1,6 @@
 """The work directory: which run it belongs to, and what that run was made with."""
 
 import json
-import os
 import pathlib
 import platform
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.core.files import write_text
 
 CHANGEABLE = (
     "train.log_every_steps",
@@ -36,16 +36,6 @@ PACKAGES = (
     "ml-collections",
     "numpy",
 )
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all: beside, fsync, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,8 +69,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     if not path.exists():
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(config, indent=2))
-            write_whole(workdir / "versions.json", json.dumps(versions(), indent=2))
+            write_text(path, json.dumps(config, indent=2))
+            write_text(workdir / "versions.json", json.dumps(versions(), indent=2))
         return
     theirs = flatten(read_config(workdir))
     ours = flatten(json.loads(json.dumps(config)))
