@@ -1,0 +1,1 @@
+"""One frozen DatasetInfo per data set: `jaxseg.data.catalog.<name>:INFO`."""
