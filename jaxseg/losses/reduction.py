@@ -30,7 +30,7 @@ class PixelLoss:
 
 
 def checked_inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits as float32, labels and mask as arrays, after a check of types and shapes.
+    """Logits as float32 (float64 stays), labels and mask as arrays, after a check of types and shapes.
 
     Args:
       logits: float `[*b, h, w, c]`.
@@ -55,7 +55,7 @@ def checked_inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike) -> tu
         )
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)  # a class id may exceed the range of a narrow type
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels, where
+    return logits.astype(logits.dtype if logits.dtype.itemsize > 4 else jnp.float32), labels, where
 
 
 def sum_and_count(

@@ -39,7 +39,8 @@ def confusion_counts(
     valid = where & (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
     cells = jnp.where(valid, labels * num_classes + predictions, num_classes**2)
     # One histogram a row of the batch, so that a batch on many devices is counted where it lies and only counts travel.
-    rows = cells.reshape(labels.shape[0] if labels.ndim > 1 else 1, -1)
+    lead, rest = (labels.shape[:1], labels.shape[1:]) if labels.ndim > 1 else ((1,), labels.shape)
+    rows = cells.reshape(*lead, math.prod(rest))
     histogram = jax.lax.platform_dependent(rows, tpu=_by_product(num_classes), default=_by_scatter(num_classes))
     return jnp.sum(histogram, axis=0, dtype=jnp.int32)
 
