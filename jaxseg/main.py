@@ -46,13 +46,24 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(arguments))
     except flags.Error as error:
-        fail(f"{error}")
+        fail(without_traceback(str(error)))
     except (AttributeError, KeyError) as error:
-        text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
-        fail(f"Unknown config key: {text}")
+        key, _, hint = str(error.args[0] if error.args else error).replace("\\n", "\n").partition("\n")
+        name = key.strip("\"'\\ ")
+        hint = hint.strip("' ") or "Look into the config file for the keys that there are."
+        fail(f"config has no key {name!r}. {hint}")
     except (TypeError, ValueError) as error:
         fail(f"A --config.… value does not fit its key: {error}")
     raise AssertionError("not reached")
+
+
+def without_traceback(text: str) -> str:
+    """What a failing config file said, and the line of that file, without the frames between."""
+    if "Traceback (most recent call last)" not in text:
+        return text
+    lines = text.strip().splitlines()
+    places = [line.strip() for line in lines if line.strip().startswith("File ") and "ml_collections" not in line]
+    return lines[0] + "\n" + lines[-1] + ("\n" + places[-1] if places else "")
 
 
 def fail(sentence: str) -> None:

@@ -38,6 +38,7 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     batches = open_train_batches(run)
     try:
         state, start = restore_or_place(store, training, run, batches)
+        batches.start_prefetch()
         notify(observers, lambda o: o.on_start(config, str(workdir), config.train.total_steps, start))
         state, metrics = run_steps(run, training.step, state, start, batches, store, observers)
         store.wait()

@@ -1,0 +1,58 @@
+"""What a user can get wrong on the command line: a sentence that says what to do, status 2, and no traceback."""
+
+import json
+
+import pytest
+
+from tests.e2e.runs import command, finish
+
+pytestmark = pytest.mark.slow
+
+MISTAKES = {
+    "config key": (["--config.train.totl_steps=3"], "total_steps"),
+    "config section": (["--config.trian.total_steps=3"], "train"),
+    "config value": (["--config.train.total_steps=many"], "total_steps"),
+    "flag": (["--wrokdir=x"], "wrokdir"),
+    "mode": (["--mode=trian"], "train"),
+    "model name": (["--config.model.name=deeplab_v3pls"], "deeplab_v3plus"),
+    "backbone name": (["--config.model.backbone=mobilenet_v22"], "mobilenet_v2"),
+    "data set name": (["--config.data.name=shape"], "shapes"),
+    "dtype": (["--config.train.compute_dtype=bfloat"], "bfloat16"),
+    "batch and devices": (["--cpu_devices=3"], "config.train.batch_size = 4 does not divide by 3"),
+    "mesh": (["--config.mesh.fsdp=3"], "does not fit"),
+    "split": (["--config.data.train_split=trian"], "train"),
+    "no manual_dir": (["--config.data.name=camvid"], "manual_dir"),
+    "predict without input": (["--mode=predict"], "--input"),
+    "evaluate before training": (["--mode=evaluate"], "Train"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_sentence(tmp_path, mistake):
+    flags, words = MISTAKES[mistake]
+    text = finish(command(tmp_path / "run", *flags), tmp_path / "log", expect=2)
+    assert words in text, text
+    assert "Traceback" not in text, text
+
+
+def test_a_missing_config_file_lists_the_near_ones(tmp_path):
+    text = finish(command(tmp_path, config="experiments/deeplab_vok.py"), tmp_path / "log", expect=2)
+    assert "experiments/deeplab_voc.py" in text and "Traceback" not in text
+
+
+def test_a_work_directory_of_another_config_lists_what_differs(tmp_path):
+    finish(command(tmp_path, "--config.train.total_steps=2"), tmp_path / "log")
+    flags = ("--config.train.total_steps=3", "--config.optimizer.schedule.base=0.5", "--config.train.log_every_steps=2")
+    text = finish(command(tmp_path, *flags), tmp_path / "log2", expect=2)
+    assert "config.train.total_steps: 2 there, 3 now" in text
+    assert "config.optimizer.schedule.base: 0.003 there, 0.5 now" in text
+    assert "log_every_steps" not in text
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["total_steps"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_examples(tmp_path):
+    flags = ("--config.optimizer.schedule.base=1e38", "--config.optimizer.schedule.warmup_steps=0")
+    text = finish(command(tmp_path, *flags), tmp_path / "log", expect=2)
+    assert "The loss is" in text and " at step " in text and "on the examples" in text
+    assert "Traceback" not in text
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
