@@ -1,0 +1,1 @@
+"""Feature extractors: image -> {"s2": ..., "s4": ..., ...}, the key is the stride; `jaxseg.backbones.<name>:build`."""

@@ -1,0 +1,182 @@
+"""ResNet (He et al. 2015, arXiv 1512.03385) as a dense feature extractor.
+
+Differences from the paper: the stride of a bottleneck stands in its 3x3 convolution as in torchvision ("v1.5"), or in the
+first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an atrous rate.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.layers.conv_norm import ConvNorm
+from jaxseg.layers.image import check_output_stride
+from jaxseg.layers.norm import NormOptions
+
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+OUTPUT_STRIDES = (4, 8, 16, 32)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 (four times the channels) and a shortcut; ReLU after the sum.
+
+    Attributes:
+      features: channels of the 3x3 convolution.
+      strides: of the unit.
+      dilation: of the 3x3 convolution.
+      project_shortcut: 1x1 convolution on the shortcut.
+      stride_in_1x1: the stride stands in the first 1x1.
+    """
+
+    features: int
+    strides: int = 1
+    dilation: int = 1
+    project_shortcut: bool = False
+    stride_in_1x1: bool = False
+    padding: str = "torch"
+    norm: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h', w', 4 features]`."""
+        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
+        y = ConvNorm(self.features, strides=first, name="conv1", **shared)(x, train)
+        y = ConvNorm(self.features, 3, strides=second, dilation=self.dilation, name="conv2", **shared)(y, train)
+        y = ConvNorm(self.features * self.expansion, activation=None, name="conv3", **shared)(y, train)
+        return nn.relu(y + _shortcut(self, x, train, shared))
+
+
+class Basic(nn.Module):
+    """3x3, 3x3 and a shortcut, for the 18 and 34 layer networks; attributes as `Bottleneck`."""
+
+    features: int
+    strides: int = 1
+    dilation: int = 1
+    project_shortcut: bool = False
+    stride_in_1x1: bool = False
+    padding: str = "torch"
+    norm: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h', w', features]`."""
+        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        y = ConvNorm(self.features, 3, strides=self.strides, dilation=self.dilation, name="conv1", **shared)(x, train)
+        y = ConvNorm(self.features, 3, dilation=self.dilation, activation=None, name="conv2", **shared)(y, train)
+        return nn.relu(y + _shortcut(self, x, train, shared))
+
+
+def _shortcut(unit: Bottleneck | Basic, x: jax.Array, train: bool, shared: dict) -> jax.Array:
+    if not unit.project_shortcut:
+        return x
+    features = unit.features * unit.expansion
+    return ConvNorm(features, strides=unit.strides, activation=None, name="shortcut", **shared)(x, train)
+
+
+class ResNet(nn.Module):
+    """The trunk: no classifier. See `build_resnet` for the attributes."""
+
+    depth: int = 50
+    output_stride: int = 32
+    multi_grid: tuple[int, ...] = ()
+    stride_in_1x1: bool = False
+    width: int = 64
+    padding: str = "torch"
+    norm: NormOptions = NormOptions()
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """`[*b, h, w, 3]` -> features by stride, and the taps `stage1` .. `stage4`."""
+        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        x = ConvNorm(self.width, 7, strides=2, name="stem", **shared)(image, train)
+        features = {"s2": x}
+        pads = "SAME" if self.padding == "same" else ((1, 1), (1, 1))
+        x = nn.max_pool(x, (3, 3), (2, 2), pads)
+        block = Basic if self.depth in (18, 34) else Bottleneck
+        unit = nn.remat(block, static_argnums=(2,)) if self.remat else block
+        stride, rate = 4, 1
+        for stage, units in enumerate(UNITS[self.depth]):
+            first_stride, first_rate = (1 if stage == 0 else 2), rate
+            if stride * first_stride > self.output_stride:
+                # The unit that loses its stride keeps the rate it had (torchvision, DeepLab); those after it are dilated.
+                rate, first_stride = rate * first_stride, 1
+            stride *= first_stride
+            width = self.width * 2**stage
+            for i in range(units):
+                dilation = first_rate if i == 0 else rate
+                if stage == 3 and self.multi_grid:
+                    dilation = rate * self.multi_grid[i]
+                x = unit(
+                    width,
+                    strides=first_stride if i == 0 else 1,
+                    dilation=dilation,
+                    project_shortcut=i == 0
+                    and (first_stride > 1 or x.shape[-1] != width * block.expansion or stage > 0),
+                    stride_in_1x1=self.stride_in_1x1,
+                    name=f"stage{stage + 1}_unit{i + 1}",
+                    **shared,
+                )(x, train)
+            features[f"stage{stage + 1}"] = features[f"s{stride}"] = x
+        return features
+
+
+def build_resnet(
+    depth: int,
+    *,
+    output_stride: int = 32,
+    multi_grid: tuple[int, ...] = (),
+    stride_in_1x1: bool = False,
+    width: int = 64,
+    padding: str = "torch",
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
+    freeze_norm: bool = False,
+    remat: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> nn.Module:
+    """A ResNet trunk.
+
+    Args:
+      depth: 18, 34, 50, 101 or 152.
+      output_stride: 4, 8, 16 or 32.
+      multi_grid: factors of the last stage's rate, one a unit, for example (1, 2, 4) of DeepLab v3; () for none.
+      stride_in_1x1: stride in the first 1x1 of a unit (the paper, Caffe) instead of the 3x3 (torchvision).
+      width: channels of the stem; 64 is the paper's.
+      padding: "torch" (symmetric, torchvision) or "same" (TensorFlow).
+      norm_momentum, norm_epsilon, freeze_norm: batch norm.
+      remat: recompute each unit in the backward pass instead of storing what is inside it.
+      dtype: of the computation.
+
+    Returns:
+      A module: `module(image, train)` -> {"s2": stem, "s4": stage 1, ..., deepest stride: stage 4, "stage1" .. "stage4"}.
+
+    Raises:
+      JaxsegError: an output stride that it cannot give, or as many grid factors as the last stage has no units.
+    """
+    name = f"resnet{depth}"
+    if depth not in UNITS:
+        raise JaxsegError(f"{name} does not exist; depths are {', '.join(map(str, UNITS))}.")
+    check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model=name)
+    multi_grid = tuple(multi_grid)
+    if multi_grid and (len(multi_grid) != UNITS[depth][3] or min(multi_grid) < 1):
+        raise JaxsegError(f"{name}: multi_grid = {multi_grid} must be {UNITS[depth][3]} positive factors, or ().")
+    return ResNet(
+        depth=depth,
+        output_stride=output_stride,
+        multi_grid=multi_grid,
+        stride_in_1x1=stride_in_1x1,
+        width=width,
+        padding=padding,
+        norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),
+        remat=remat,
+        dtype=dtype,
+    )

@@ -1,0 +1,53 @@
+"""Atrous spatial pyramid pooling as in DeepLab v3 (arXiv 1706.05587, section 3.3) and v3+."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg.layers.conv_norm import ConvNorm, SeparableConvNorm
+from jaxseg.layers.norm import NormOptions
+
+
+class ASPP(nn.Module):
+    """1x1 convolution, one atrous 3x3 convolution a rate and image pooling, concatenated and projected.
+
+    The concatenation's order is pooling, 1x1, rates, as in TensorFlow's release, so that its weights fit as they are.
+
+    Attributes:
+      features: channels of each branch and of the result.
+      rates: atrous rates in pixels of this feature map; may be empty.
+      separable: depthwise separable 3x3 branches.
+      image_pooling: add the branch of the global mean.
+      dropout_rate: after the projection, in training only.
+      norm: options of the batch norms.
+      dtype: of the computation.
+    """
+
+    features: int = 256
+    rates: tuple[int, ...] = (6, 12, 18)
+    separable: bool = False
+    image_pooling: bool = True
+    dropout_rate: float = 0.1
+    norm: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h, w, features]`."""
+        branches = []
+        if self.image_pooling:
+            # The resize of a 1x1 map is the same value everywhere under any alignment. Mean in float32: it runs over
+            # thousands of values.
+            mean = jnp.mean(x, axis=(-3, -2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+            pooled = ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="image_pooling")(mean, train)
+            branches.append(jnp.broadcast_to(pooled, (*x.shape[:-1], self.features)))
+        branches.append(ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="conv1x1")(x, train))
+        branch = SeparableConvNorm if self.separable else ConvNorm
+        for i, rate in enumerate(self.rates):
+            conv = branch(
+                self.features, kernel_size=3, dilation=rate, norm=self.norm, dtype=self.dtype, name=f"atrous{i + 1}"
+            )
+            branches.append(conv(x, train))
+        y = jnp.concatenate(branches, axis=-1)
+        y = ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="project")(y, train)
+        return nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)

@@ -1,0 +1,156 @@
+"""Convolution, batch norm and activation: the block that everything is made of."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.ops.conv import conv
+
+Activation = Callable[[jax.Array], jax.Array] | None
+Initializer = Callable[..., jax.Array]
+
+PADDINGS = ("same", "torch")
+
+
+def he_normal(groups: int = 1) -> Initializer:
+    """N(0, 2 / fan_out) with the fan-out of one group: `kh kw n / groups` (He et al. 2015, arXiv 1502.01852, eq. 14)."""
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+
+def classifier_normal() -> Initializer:
+    """Truncated normal of standard deviation 0.01, for the convolution that gives the logits."""
+    return nn.initializers.truncated_normal(0.01)
+
+
+class Conv(nn.Module):
+    """A convolution with float32 parameters `kernel` (HWIO) and, where asked for, `bias`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the square kernel.
+      strides: both directions.
+      dilation: atrous rate, both directions.
+      groups: depthwise where it equals the input channels.
+      padding: "same" as TensorFlow (the odd pixel goes after), or "torch": `(k - 1) // 2 * dilation` on every side.
+      use_bias: adds a bias, zero at the start.
+      kernel_init: default He normal, fan-out.
+      dtype: of the computation and of the result.
+    """
+
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    padding: str = "same"
+    use_bias: bool = False
+    kernel_init: Initializer | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves `[*b, h, w, c]`."""
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding is one of {PADDINGS}, not {self.padding!r}")
+        k = self.kernel_size
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init or he_normal(self.groups), shape, jnp.float32)
+        side = (k - 1) // 2 * self.dilation
+        padding: str | Sequence[Sequence[int]] = "SAME" if self.padding == "same" else ((side, side), (side, side))
+        y = conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation.
+
+    Attributes:
+      features .. padding: as `Conv`.
+      activation: None for a linear output.
+      norm: options of the batch norm.
+    """
+
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    padding: str = "same"
+    activation: Activation = nn.relu
+    norm: NormOptions = NormOptions()
+    kernel_init: Initializer | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h', w', features]`."""
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            strides=self.strides,
+            dilation=self.dilation,
+            groups=self.groups,
+            padding=self.padding,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = BatchNorm(self.norm, self.dtype, name="norm")(x, train)
+        return x if self.activation is None else self.activation(x)
+
+
+class SeparableConvNorm(nn.Module):
+    """Depthwise k x k and pointwise 1x1 convolution, each with batch norm and activation.
+
+    Initial values as DeepLab's code: depthwise N(0, 0.33), pointwise N(0, 0.06), both truncated.
+
+    Attributes:
+      features .. norm: as `ConvNorm`; strides and dilation belong to the depthwise convolution.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    padding: str = "same"
+    activation: Activation = nn.relu
+    norm: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h', w', features]`."""
+        c = x.shape[-1]
+        x = ConvNorm(
+            c,
+            self.kernel_size,
+            strides=self.strides,
+            dilation=self.dilation,
+            groups=c,
+            padding=self.padding,
+            activation=self.activation,
+            norm=self.norm,
+            kernel_init=nn.initializers.truncated_normal(0.33),
+            dtype=self.dtype,
+            name="depthwise",
+        )(x, train)
+        return ConvNorm(
+            self.features,
+            activation=self.activation,
+            norm=self.norm,
+            kernel_init=nn.initializers.truncated_normal(0.06),
+            dtype=self.dtype,
+            name="pointwise",
+        )(x, train)

@@ -1,0 +1,161 @@
+"""DeepLab v3+: encoder-decoder with atrous separable convolution (Chen et al. 2018, arXiv 1802.02611).
+
+Differences from the paper: the backbones are ResNet and MobileNetV2; the low-level features are the last ones of stride 4
+(`low_level` chooses other taps of the backbone). Convolutions are plain by default, as in the paper's ResNet-101
+ablations; `separable=True` gives the separable ones of its Xception results.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxseg.core.names import call_with_options, resolve
+from jaxseg.core.types import Outputs
+from jaxseg.layers.aspp import ASPP
+from jaxseg.layers.conv_norm import Conv, ConvNorm, SeparableConvNorm, classifier_normal
+from jaxseg.layers.heads import AuxiliaryHead, check_tap, rates_at
+from jaxseg.layers.image import check_image, check_output_stride
+from jaxseg.layers.norm import NormOptions
+from jaxseg.ops.resize import resize
+
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+class Decoder(nn.Module):
+    """Low-level features by 1x1 to few channels, concatenated with the resized encoder output, two 3x3 convolutions."""
+
+    features: int = 256
+    low_level_features: int = 48
+    separable: bool = False
+    alignment: str = "align_corners"
+    norm: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, low_level: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c]`, `[*b, H, W, l] -> [*b, H, W, features]`."""
+        shared = {"norm": self.norm, "dtype": self.dtype}
+        low = ConvNorm(self.low_level_features, name="low_level", **shared)(low_level, train)
+        x = resize(x, low.shape[-3:-1], alignment=self.alignment)
+        x = jnp.concatenate([x, low], axis=-1)
+        conv = SeparableConvNorm if self.separable else ConvNorm
+        for i in (1, 2):
+            x = conv(self.features, kernel_size=3, name=f"conv{i}", **shared)(x, train)
+        return x
+
+
+class DeepLabV3Plus(nn.Module):
+    """See `build`."""
+
+    backbone: nn.Module
+    aspp: ASPP
+    decoder: Decoder
+    num_classes: int
+    low_level: str
+    deepest: str
+    aux: AuxiliaryHead | None = None
+    alignment: str = "align_corners"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, train: bool = False) -> Outputs:
+        """`[*b, h, w, 3]` -> `logits` `[*b, h, w, classes]` float32, taps `backbone/<name>`, `aspp`, `decoder`."""
+        check_image(image, model="deeplab_v3plus")
+        size = image.shape[-3:-1]
+        features = self.backbone(image.astype(self.dtype), train)
+        check_tap(features, self.low_level, option="low_level")
+        encoded = self.aspp(features[self.deepest], train)
+        decoded = self.decoder(encoded, features[self.low_level], train)
+        classifier = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")
+        logits = resize(classifier(decoded), size, alignment=self.alignment)
+        outputs = {f"backbone/{name}": value for name, value in features.items()}
+        outputs |= {"logits": logits, "aspp": encoded, "decoder": decoded}
+        if self.aux is not None:
+            outputs["aux/backbone"] = self.aux(features, size, train)
+        return outputs
+
+
+def build(
+    *,
+    num_classes: int,
+    backbone: str = "resnet50",
+    backbone_options: Mapping[str, Any] | None = None,
+    output_stride: int = 16,
+    aspp_rates: Sequence[int] = (6, 12, 18),
+    aspp_channels: int = 256,
+    image_pooling: bool = True,
+    decoder_channels: int = 256,
+    low_level: str = "s4",
+    low_level_channels: int = 48,
+    separable: bool = False,
+    dropout_rate: float = 0.1,
+    alignment: str = "align_corners",
+    aux_tap: str = "",
+    aux_channels: int = 256,
+    norm_momentum: float = 0.9,
+    norm_epsilon: float = 1e-5,
+    freeze_norm: bool = False,
+    freeze_backbone_norm: bool = False,
+    remat: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> nn.Module:
+    """DeepLab v3+.
+
+    Args:
+      num_classes: classes, void not counted.
+      backbone: name of a module of jaxseg.backbones.
+      backbone_options: further options of its build(), for example {"multi_grid": (1, 2, 4)} or {"width": 0.5}.
+      output_stride: 8, 16 or 32.
+      aspp_rates: atrous rates at output stride 16; doubled at 8, halved at 32. () leaves the 3x3 branches out.
+      aspp_channels: channels of each branch and of the encoder's output.
+      image_pooling: the branch of the global mean.
+      decoder_channels: channels of the decoder's 3x3 convolutions.
+      low_level: the backbone's tap that the decoder refines with.
+      low_level_channels: channels it is reduced to.
+      separable: depthwise separable 3x3 convolutions in ASPP and decoder.
+      dropout_rate: after ASPP.
+      alignment: of all resizing, "align_corners" (TensorFlow's release) or "half_pixel".
+      aux_tap: the backbone's tap of an auxiliary head with logits `aux/backbone`; "" for none.
+      aux_channels: its hidden channels.
+      norm_momentum: of every batch norm.
+      norm_epsilon: of the batch norms of ASPP, decoder and auxiliary head; the backbone has its own.
+      freeze_norm: running statistics everywhere, in training too.
+      freeze_backbone_norm: the same for the backbone alone.
+      remat: recompute the backbone's blocks in the backward pass.
+      dtype: of the computation; parameters and logits are float32.
+
+    Returns:
+      A module, `module.apply(variables, image, train)`.
+
+    Raises:
+      JaxsegError: unknown backbone or option, impossible output stride.
+    """
+    check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3plus")
+    norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
+    fixed = {
+        "output_stride": output_stride,
+        "norm_momentum": norm_momentum,
+        "freeze_norm": freeze_norm or freeze_backbone_norm,
+        "remat": remat,
+        "dtype": dtype,
+    }
+    options = dict(backbone_options or {})
+    extractor = call_with_options(
+        resolve("backbones", backbone), options, where="config.model.backbone_options", **fixed
+    )
+    shared = {"norm": norm, "dtype": dtype}
+    rates = rates_at(aspp_rates, output_stride, model="deeplab_v3plus")
+    return DeepLabV3Plus(
+        backbone=extractor,
+        aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, **shared),
+        decoder=Decoder(decoder_channels, low_level_channels, separable, alignment, **shared),
+        num_classes=num_classes,
+        low_level=low_level,
+        deepest=f"s{output_stride}",
+        aux=AuxiliaryHead(num_classes, aux_tap, aux_channels, dropout_rate, alignment, **shared) if aux_tap else None,
+        alignment=alignment,
+        dtype=dtype,
+    )

@@ -1,0 +1,1 @@
+"""Pure array functions without parameters, channels last: `[*b, h, w, c]`."""

@@ -1,0 +1,142 @@
+"""Depthwise convolution as shifted multiply-adds, with its own gradient: the lowering for CPUs.
+
+Stock XLA lowers a depthwise convolution on a CPU to a loop without vectors. Here each kernel tap is one multiply-add of
+a shifted slice with a row of C weights, which XLA fuses into one vectorised loop over the output.
+Milliseconds on two cores, float32, kernel 3x3, best of 5, forward / weight gradient:
+
+| input, stride, rate       | XLA's convolution | this file   |
+|---------------------------|-------------------|-------------|
+| 2x64x64x256, 1, 1         | 103 / -           | 1.5 / 4.5   |
+| 4x176x176x32, 1, 1        | 200 / -           | 2.3 / 13    |
+| 4x88x88x144, 2, 1         | 60 / -            | 2.9 / 3.2   |
+| 4x22x22x960, 1, 2         | 92 / -            | 1.2 / 2.3   |
+
+Weight gradient at 2x64x64x256: nine reductions 48 ms, nine einsum 53, ones @ product 64, loop over the rows with nine
+accumulators of [b, w, c] 4.5. Only the last one runs through the data in memory order.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
+
+
+def _pad(x: jax.Array, pads: Pads) -> jax.Array:
+    """Zero-pads (or crops, where negative) h and w of `[b, h, w, c]` and keeps the result apart.
+
+    Without the barrier XLA fuses the padding, and whatever made `x`, into each of the taps: it would be computed nine
+    times, and the padding's select keeps the loop from being vectorised.
+    """
+    zero = jnp.zeros((), x.dtype)
+    config = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
+    return lax.optimization_barrier(lax.pad(x, zero, config))
+
+
+def depthwise_forward(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, dilation: Pair) -> jax.Array:
+    """`y[b, o, p, c] = sum_ij kernel[i, j, 0, c] x[b, s o + d i - lo, s p + d j - lo, c]`, summed in float32.
+
+    Args:
+      x: `[b, h, w, c]`.
+      kernel: `[kh, kw, 1, c]`.
+      strides: rows, columns.
+      pads: (before, after) for rows and for columns.
+      dilation: rows, columns.
+
+    Returns:
+      `[b, h', w', c]` of x's dtype.
+    """
+    kh, kw = kernel.shape[:2]
+    padded = _pad(x, pads)
+    b, hp, wp, c = padded.shape
+    (sh, sw), (dh, dw) = strides, dilation
+    oh, ow = (hp - (kh - 1) * dh - 1) // sh + 1, (wp - (kw - 1) * dw - 1) // sw + 1
+    weights = kernel.astype(jnp.float32)
+    total = jnp.zeros((b, oh, ow, c), jnp.float32)
+    for i in range(kh):
+        for j in range(kw):
+            start, stop = (i * dh, j * dw), (i * dh + (oh - 1) * sh + 1, j * dw + (ow - 1) * sw + 1)
+            tap = lax.slice(padded, (0, *start, 0), (b, *stop, c), (1, sh, sw, 1))
+            total = total + tap.astype(jnp.float32) * weights[i, j, 0]
+    return total.astype(x.dtype)
+
+
+def depthwise_input_gradient(
+    g: jax.Array, kernel: jax.Array, *, size: Pair, strides: Pair, pads: Pads, dilation: Pair
+) -> jax.Array:
+    """The gradient of `depthwise_forward` with respect to x: shifted multiply-adds with the flipped kernel.
+
+    Row q of the padded input has phase `q mod s`; only the taps with `d i mod s` equal to it reach it, so that each phase
+    is a small stride-1 sum over g and no multiplication with the zeros of an up-sampled g is done.
+
+    Args:
+      g: `[b, h', w', c]`, the output's cotangent.
+      kernel: `[kh, kw, 1, c]`.
+      size: h, w of x.
+      strides, pads, dilation: those of the forward call.
+
+    Returns:
+      `[b, h, w, c]` of g's dtype.
+    """
+    kh, kw = kernel.shape[:2]
+    b, oh, ow, c = g.shape
+    (sh, sw), (dh, dw) = strides, dilation
+    hp, wp = size[0] + sum(pads[0]), size[1] + sum(pads[1])
+    uh, uw = -(-hp // sh), -(-wp // sw)
+    top, left = (kh - 1) * dh // sh, (kw - 1) * dw // sw
+    padded = _pad(g, ((top, uh - oh), (left, uw - ow)))
+    weights = kernel.astype(jnp.float32)
+
+    def phase(a: int, e: int) -> jax.Array:
+        total = jnp.zeros((b, uh, uw, c), jnp.float32)
+        for i in [i for i in range(kh) if i * dh % sh == a]:
+            for j in [j for j in range(kw) if j * dw % sw == e]:
+                y, x = top - i * dh // sh, left - j * dw // sw
+                tap = lax.slice(padded, (0, y, x, 0), (b, y + uh, x + uw, c))
+                total = total + tap.astype(jnp.float32) * weights[i, j, 0]
+        return total.astype(g.dtype)
+
+    rows = [jnp.stack([phase(a, e) for e in range(sw)], axis=3).reshape(b, uh, uw * sw, c) for a in range(sh)]
+    full = jnp.stack(rows, axis=2).reshape(b, uh * sh, uw * sw, c)
+    (top_pad, _), (left_pad, _) = pads
+    # An input row that no window reaches (the stride skips it) lies past the end of `full`: pad it with zeros.
+    edges = ((-top_pad, size[0] + top_pad - uh * sh), (-left_pad, size[1] + left_pad - uw * sw))
+    return lax.pad(full, jnp.zeros((), full.dtype), ((0, 0, 0), (*edges[0], 0), (*edges[1], 0), (0, 0, 0)))
+
+
+def depthwise_kernel_gradient(
+    x: jax.Array, g: jax.Array, *, kernel_size: Pair, strides: Pair, pads: Pads, dilation: Pair
+) -> jax.Array:
+    """The gradient of `depthwise_forward` with respect to the kernel, float32: a loop over the output's rows.
+
+    The batch axis stays in the accumulators, so that a batch split over devices is summed once, at the end.
+
+    Args:
+      x: `[b, h, w, c]`.
+      g: `[b, h', w', c]`, the output's cotangent.
+      kernel_size: kh, kw.
+      strides, pads, dilation: those of the forward call.
+
+    Returns:
+      `[kh, kw, 1, c]` float32.
+    """
+    kh, kw = kernel_size
+    b, oh, ow, c = g.shape
+    (sh, sw), (dh, dw) = strides, dilation
+    padded = _pad(x, pads)
+
+    def body(row: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        g_row = lax.dynamic_index_in_dim(g, row, 1, keepdims=False).astype(jnp.float32)
+        products = []
+        for i in range(kh):
+            x_row = lax.dynamic_index_in_dim(padded, row * sh + i * dh, 1, keepdims=False).astype(jnp.float32)
+            for j in range(kw):
+                tap = lax.slice(x_row, (0, j * dw, 0), (b, j * dw + (ow - 1) * sw + 1, c), (1, sw, 1))
+                products.append(tap * g_row)
+        return tuple(s + p for s, p in zip(sums, products, strict=True))
+
+    # Zeros made from g, not constants: they carry g's sharding into the loop, constants would be replicated.
+    zeros = jnp.zeros_like(g[:, 0], dtype=jnp.float32)
+    sums = lax.fori_loop(0, oh, body, (zeros,) * (kh * kw))
+    return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kh, kw, 1, c)

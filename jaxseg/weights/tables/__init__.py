@@ -1,0 +1,1 @@
+"""One module a kind of checkpoint: TABLE (jaxseg name -> Source) and IGNORED (name prefix -> reason)."""

@@ -1,0 +1,12 @@
+"""The backbone alone out of TF-slim's DeepLab v3 over MobileNetV2."""
+
+from jaxseg.weights.tables.tf_slim_mobilenet_v2 import backbone
+
+IGNORED = {
+    "aspp0/": "DeepLab's head",
+    "image_pooling/": "DeepLab's head",
+    "concat_projection/": "DeepLab's head",
+    "logits/": "the VOC classifier",
+}
+
+TABLE = backbone()
