@@ -4,7 +4,7 @@ import json
 import math
 import os
 import pathlib
-from typing import IO, Any
+from typing import Any
 
 from jaxseg.core.files import write_text
 from jaxseg.core.types import DatasetInfo
@@ -14,7 +14,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsFile(Observer):
-    """Appends a line to `<workdir>/metrics.jsonl` at every log and every evaluation, flushed at once.
+    """Appends a line to `<workdir>/metrics.jsonl` at every log and every evaluation; the file is closed in between.
 
     Lines of `on_log` hold `step` and the scalars; lines of `on_evaluation` hold `step`, `images`, the metrics and `iou`
     as a mapping from class name. Numbers have all their digits (`float.__repr__`); what is not finite is null.
@@ -27,7 +27,6 @@ class MetricsFile(Observer):
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
         """Args: workdir: the run's folder."""
         self.path = pathlib.Path(workdir) / FILE_NAME
-        self._file: IO[str] | None = None
         self._last_evaluated: int | None = None
 
     def on_start(self, config: Any, workdir: str, total_steps: int, start_step: int) -> None:
@@ -47,25 +46,13 @@ class MetricsFile(Observer):
         self._write(evaluation_record(step, result, info))
         self._last_evaluated = int(step)
 
-    def on_end(self, summary: dict[str, Any]) -> None:
-        """Closes the file."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        self._close()
         write_text(self.path, "".join(_line(record) for record in records))
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
-        self._file.write(_line(record))
-        self._file.flush()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(record))
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The live bar: step, loss, learning rate, images a second, share of time waiting for input, time left."""
 
 import atexit
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -117,5 +118,6 @@ def format_scalars(scalars: dict[str, float], *, short: bool = False) -> str:
     return "  ".join(parts)
 
 
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _fraction(value: float) -> str:
+    """A dash for NaN: the metric of a split without a valid pixel."""
+    return "-" if math.isnan(value) else f"{value:.4f}"

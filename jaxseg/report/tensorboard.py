@@ -1,5 +1,6 @@
 """Event files that TensorBoard shows, written without TensorFlow."""
 
+import atexit
 import os
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ from jaxseg.train.observer import Observer
 
 FOLDER = "tensorboard"
 MAX_PICTURES = 4
+FLUSH_SECONDS = 10
 
 
 class TensorBoardEvents(Observer):
@@ -49,14 +51,16 @@ class TensorBoardEvents(Observer):
         for i, (image, label, prediction) in enumerate(result.samples[:MAX_PICTURES]):
             picture = sample_picture(image, label, prediction, info)
             writer.add_image(f"samples/{i:02}", picture, step, dataformats="HWC")
-        writer.flush()
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Closes the event file."""
         if self._writer is not None:
+            atexit.unregister(self._writer.close)
             self._writer.close()
             self._writer = None
 
     def _open(self, purge_step: int | None = None) -> SummaryWriter:
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
+        # A run that is stopped by a signal never reaches on_end.
+        atexit.register(self._writer.close)
         return self._writer
