@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -94,11 +95,13 @@ def test_a_config_is_short(path):
 # ml_collections loads the file the old way.
 @pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "argument"), EXPERIMENTS)
-def test_a_config_is_locked_and_takes_only_its_own_keys(name, argument):
+def test_a_config_is_locked_and_its_keys_can_be_set(name, argument, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     file = REPOSITORY / "experiments" / f"{name}.py"
-    values(["test", f"--config={file}" + (f":{argument}" if argument else ""), "--config.train.batch_size=3"])
+    command = ["test", f"--config={file}" + (f":{argument}" if argument else ""), "--config.train.batch_size=3"]
+    monkeypatch.setattr(sys, "argv", command)  # where ml_collections looks for overrides
+    values(command)
     assert values.config.is_locked and values.config.train.is_locked
     assert values.config.train.batch_size == 3
 
