@@ -121,6 +121,21 @@ def encode_label(ids: np.ndarray, *, name: str = "label") -> bytes:
     return encode_png(ids.astype(np.uint8 if not ids.size or ids.max() < 256 else np.uint16))
 
 
+def encode_palette(ids: np.ndarray, info: DatasetInfo, *, name: str = "label") -> bytes:
+    """Palette PNG of integer `[h, w]` ids in 0..255, in the data set's colours."""
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= 255:
+        raise BadExampleError(f"{name}: a palette PNG holds ids 0..255, not {ids.min()}..{ids.max()}.")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: info.num_classes] = info.colors
+    if 0 <= info.void < 256:
+        palette[info.void] = info.void_color
+    picture = Image.fromarray(ids.astype(np.uint8)).convert("P")
+    picture.putpalette(palette.tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def write_label_png(path: str | os.PathLike, ids: np.ndarray, info: DatasetInfo | None = None) -> None:
     """Writes ids as a PNG: with the data set's palette where `info` is given (ids 0..255), else grey.
 
@@ -130,20 +145,7 @@ def write_label_png(path: str | os.PathLike, ids: np.ndarray, info: DatasetInfo 
       info: whose colours and void colour the palette holds; read_label gives back the ids all the same.
     """
     path = pathlib.Path(path)
-    if info is None:
-        data = encode_label(ids, name=str(path))
-    else:
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= 255:
-            raise BadExampleError(f"{path}: a palette PNG holds ids 0..255, not {ids.min()}..{ids.max()}.")
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: info.num_classes] = info.colors
-        if 0 <= info.void < 256:
-            palette[info.void] = info.void_color
-        picture = Image.fromarray(ids.astype(np.uint8)).convert("P")
-        picture.putpalette(palette.tobytes())
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        data = stream.getvalue()
+    data = encode_label(ids, name=str(path)) if info is None else encode_palette(ids, info, name=str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with beside.open("wb") as file:
         file.write(data)
