@@ -16,7 +16,10 @@ cores() {
   printf '%s\n' "$number"
 }
 
-prepare_environment auto "$REPOSITORY/requirements.txt" "$REPOSITORY/requirements-test.txt"
+# The tests run on the CPU: an environment that is there is taken whatever its accelerator.
+accelerator="$(cat "$VENV/accelerator.txt" 2>/dev/null || echo auto)"
+[[ "$accelerator" == cuda* ]] && accelerator=cuda
+prepare_environment "$accelerator" "$REPOSITORY/requirements.txt" "$REPOSITORY/requirements-test.txt"
 cd "$REPOSITORY" || exit 2
 failed=()
 run() {
