@@ -94,8 +94,8 @@ resolve_accelerator() {
 # Prints the major version of a working NVIDIA driver that JAX's wheels support (525 or later), nothing where there is none.
 nvidia_driver() {
   local version
-  version="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" || return 0
-  version="${version%%.*}"
+  version="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null)" || return 0
+  version="${version%%.*}" # of the first of its lines, one a GPU
   if [[ "$version" =~ ^[0-9]+$ && "$version" -ge 525 ]]; then printf '%s\n' "$version"; fi
 }
 

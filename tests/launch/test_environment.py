@@ -8,7 +8,7 @@ import sys
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
-SYSTEM_TOOLS = ("bash", "cat", "cmp", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "flock")
+SYSTEM_TOOLS = ("bash", "cat", "cmp", "dirname", "grep", "mkdir", "mv", "rm", "sed", "flock")
 
 
 @pytest.fixture
