@@ -1,13 +1,11 @@
 """From a split to batches: shuffle, transform, batch, prefetch. The same rows for any number of workers and processes.
 
-Training reads an endless global stream. Position g belongs to epoch g // n and shows example permutation(seed, epoch)[g
-% n], transformed with a generator seeded by (seed, epoch, example). A row is thus a pure function of (seed, g), and the
-state of the stream is one number; Grain runs it in worker processes and puts the rows in order.
+Every row is a pure function of its position (streams.py), so the state of an iterator is one number. Grain computes the
+rows in worker processes and puts them in order.
 """
 
 import collections
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,99 +14,15 @@ import cv2
 import grain
 import numpy as np
 
-from jaxseg.core.errors import BadExampleError, JaxsegError
+from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options
 from jaxseg.core.types import Batch
 from jaxseg.data import workers
 from jaxseg.data.dataset import Dataset, Split
+from jaxseg.data.streams import EvaluateStream, Labels, TrainStream
 from jaxseg.data.transforms.augment import Augment, mean_fill
 
-STREAM_LENGTH = 2**48
-"""Rows of the "endless" stream; a thousand rows a second would need nine thousand years."""
 AUGMENT_KEYS = ("crop_size_px", "scale_range", "flip_probability", "color_jitter")
-# What a seed is for is part of it: NumPy pads seeds with zeros, so (1, 2) and (1, 2, 0) give the same numbers.
-PERMUTATION, TRANSFORM = 1, 2
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The order of the epoch's examples, int64 `[length]`; the last few are kept."""
-    order = np.random.default_rng((PERMUTATION, seed, epoch)).permutation(length)
-    order.setflags(write=False)
-    return order
-
-
-class _Labels:
-    """What to do with label values that are neither class nor void."""
-
-    def __init__(self, dataset: Dataset, split: str, policy: str) -> None:
-        if policy not in ("raise", "void"):
-            raise JaxsegError(f"config.data.invalid_labels = {policy!r}: use 'raise' or 'void'.")
-        count, named = dataset.foreign_labels(split)
-        self.num_classes, self.void, self.fix = dataset.info.num_classes, dataset.info.void, bool(count)
-        if count and policy == "raise":
-            name, values = next(iter(named.items()))
-            raise BadExampleError(
-                f"{dataset.info.name} {split}: {count} labels hold values that are no class; the first is {name} with "
-                f"{values[:8]}. Classes are 0..{self.num_classes - 1}, void is {self.void}. Correct the labels, or set "
-                "config.data.invalid_labels='void' to leave such pixels out."
-            )
-
-    def __call__(self, label: np.ndarray) -> np.ndarray:
-        if not self.fix:
-            return label
-        return np.where((label >= 0) & (label < self.num_classes), label, np.int32(self.void))
-
-
-class TrainStream:
-    """The process's rows of the endless stream, at random access; picklable, for worker processes.
-
-    Row r of the process's batch k is row `k B + process_index B / process_count + r` of the global stream.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        augment: Augment,
-        labels: Callable[[np.ndarray], np.ndarray],
-        *,
-        seed: int,
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        skip_bad: bool,
-        first_batch: int = 0,
-    ) -> None:
-        self.split, self.augment, self.labels = split, augment, labels
-        self.seed, self.batch_size, self.skip_bad, self.first_batch = seed, batch_size, skip_bad, first_batch
-        self.rows = batch_size // process_count
-        self.first_row = process_index * self.rows
-
-    def __len__(self) -> int:
-        return STREAM_LENGTH
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """One transformed row: `image`, `label`, `index`, and `replaced`: the bad example it stands for, or -1."""
-        batch, row = divmod(int(position), self.rows)
-        epoch, place = divmod((self.first_batch + batch) * self.batch_size + self.first_row + row, len(self.split))
-        order = permutation(self.seed, epoch, len(self.split))
-        # The next good example in the epoch's order stands in for a bad one: the same for any number of workers.
-        for step in range(len(order)):
-            index = int(order[(place + step) % len(order)])
-            try:
-                example = self.split[index]
-            except BadExampleError:
-                if not self.skip_bad:
-                    raise
-                continue
-            replaced = -1 if step == 0 else int(order[place])
-            return self._row(example, epoch, index) | {"replaced": np.int32(replaced)}
-        raise BadExampleError("Every example of the split is bad. Delete the prepared data and prepare it anew.")
-
-    def _row(self, example: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng((TRANSFORM, self.seed, epoch, index))
-        row = self.augment({"image": example["image"], "label": self.labels(example["label"])}, rng)
-        return {"image": row["image"], "label": row["label"].astype(np.int32, copy=False), "index": np.int32(index)}
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -146,7 +60,7 @@ class TrainIterator(grain.DatasetIterator):
         self._started = True
         self._next_batch += 1
         # Copies out of the workers' shared memory: JAX on a CPU may keep looking at an array for longer than we know.
-        batch = {name: np.array(value) for name, value in element.items()}
+        batch = {name: np.array(value, np.int32 if name == "label" else None) for name, value in element.items()}
         for index in batch.pop("replaced"):
             if index >= 0:
                 self._count(self._split.name_of(int(index)))
@@ -223,7 +137,7 @@ def train_batches(
     augment = call_with_options(
         Augment, options, where="config.data", void=dataset.info.void, mean_pixel=tuple(mean_pixel)
     )
-    labels = _Labels(dataset, name, data_config.get("invalid_labels", "raise"))
+    labels = Labels(dataset, name, data_config.get("invalid_labels", "raise"))
     count, depth = int(data_config.get("workers", 0)), max(1, int(data_config.get("prefetch_batches", 2)))
 
     def open_at(first_batch: int) -> grain.DatasetIterator:
@@ -249,13 +163,17 @@ def _iterate(source: Any, *, rows: int, workers_count: int, depth: int) -> grain
     workers.mark_flags_parsed()
     if workers_count == 0:
         cv2.setNumThreads(0)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)
-        return iter(batches.to_iter_dataset(options))
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    multiprocessing = grain.MultiprocessingOptions(
-        num_workers=workers_count, per_worker_buffer_size=max(1, -(-depth // workers_count))
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
+    buffer = max(1, -(-depth // workers_count))
+    rows_bytes = sum(np.asarray(value).nbytes for value in source[0].values()) * rows
+    # Grain holds up to three buffers a worker: in the worker's queue, in its hands, and before the reader.
+    shared = workers.shared_memory_holds(2 * rows_bytes * workers_count * (3 * buffer + 1))
+    batches = grain.experimental.WithOptionsIterDataset(
+        batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        grain.experimental.DatasetOptions(min_shm_size=4096 if shared else 2**62),
     )
-    return iter(batches.to_iter_dataset(options).mp_prefetch(multiprocessing, worker_init_fn=workers.start))
+    options = grain.MultiprocessingOptions(num_workers=workers_count, per_worker_buffer_size=buffer)
+    return iter(batches.mp_prefetch(options, worker_init_fn=workers.start))
 
 
 def _check_rows(batch_size: int, process_index: int, process_count: int) -> None:
@@ -263,55 +181,6 @@ def _check_rows(batch_size: int, process_index: int, process_count: int) -> None
         raise JaxsegError(f"batch size {batch_size} does not divide by {process_count} processes; choose a multiple.")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")
-
-
-class EvaluateStream:
-    """Rows of a split in order, native size, padded to one size; rows past the end pad the last batch."""
-
-    def __init__(
-        self,
-        split: Split,
-        labels: Callable[[np.ndarray], np.ndarray],
-        *,
-        size: tuple[int, int],
-        void: int,
-        fill: np.ndarray,
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        skip_bad: bool,
-    ) -> None:
-        self.split, self.labels, self.size, self.void, self.fill = split, labels, size, void, fill
-        self.batch_size, self.skip_bad = batch_size, skip_bad
-        self.rows = batch_size // process_count
-        self.first_row = process_index * self.rows
-        self.batches = -(-len(split) // batch_size)
-
-    def __len__(self) -> int:
-        return self.batches * self.rows
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """One row; `skipped` is the index of an example that was left out, or -1."""
-        batch, row = divmod(int(position), self.rows)
-        index = batch * self.batch_size + self.first_row + row
-        image = np.empty((*self.size, 3), np.uint8)
-        image[...] = self.fill
-        label = np.full(self.size, self.void, np.int32)
-        skipped = -1
-        if index >= len(self.split):
-            index = -1
-        else:
-            try:
-                example = self.split[index]
-            except BadExampleError:
-                if not self.skip_bad:
-                    raise
-                skipped, index = index, -1
-            else:
-                h, w = example["label"].shape
-                image[:h, :w] = example["image"]
-                label[:h, :w] = self.labels(example["label"])
-        return {"image": image, "label": label, "index": np.int32(index), "skipped": np.int32(skipped)}
 
 
 class EvaluateBatches(Iterator[Batch]):
@@ -377,7 +246,7 @@ def evaluate_batches(
         )
     stream = EvaluateStream(
         dataset.split(split),
-        _Labels(dataset, split, data_config.get("invalid_labels", "raise")),
+        Labels(dataset, split, data_config.get("invalid_labels", "raise")),
         size=(size[0], size[1]),
         void=dataset.info.void,
         fill=mean_fill(mean_pixel),

@@ -1,4 +1,4 @@
-"""Draws the scenes of the data set `shapes`: textured objects over a textured background, some hidden, void around them.
+"""Draws the scenes of the data set `shapes`: textured objects over a textured background, void around them.
 
 Every shape has a range of hues of its own and every texture its pattern, both varied, under a background of muted
 colours: a small network learns it in minutes, and must look at both colour and pattern, and tell what is in front.

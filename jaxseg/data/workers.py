@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import cv2
 from absl import flags
@@ -41,11 +42,22 @@ def signals_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Starting the tracker unblocks these signals again, so it has to run before.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shared_memory_holds(size_bytes: int) -> bool:
+    """Whether that much is free where shared memory lies; containers often have 64 MB, and writing beyond kills."""
+    try:
+        state = os.statvfs("/dev/shm")
+    except OSError:  # no such folder on this platform: its shared memory has no such limit
+        return True
+    return state.f_bavail * state.f_frsize > size_bytes
 
 
 def mark_flags_parsed() -> None:

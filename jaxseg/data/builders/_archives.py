@@ -29,7 +29,9 @@ def extract(archive: pathlib.Path, into: pathlib.Path, *, wanted: Callable[[str]
                 if wanted(member.name.removeprefix("./")) and (member.isfile() or member.isdir()):
                     tar.extract(member, into, filter="data")
                 elif _leaves(member):
-                    raise JaxsegError(f"{archive}: the member {member.name!r} would leave the folder. Do not use this file.")
+                    raise JaxsegError(
+                        f"{archive}: the member {member.name!r} would leave the folder. Do not use this file."
+                    )
     except tarfile.FilterError as error:
         raise JaxsegError(f"{archive}: a member would leave the folder ({error}). Do not use this file.") from error
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -47,4 +49,6 @@ def check_md5(path: pathlib.Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
-        raise JaxsegError(f"{path}: MD5 {found}, expected {expected}; the download is not the file. Delete and fetch anew.")
+        raise JaxsegError(
+            f"{path}: MD5 {found}, expected {expected}; the download is not the file. Delete and fetch anew."
+        )

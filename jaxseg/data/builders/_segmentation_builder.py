@@ -8,13 +8,14 @@ training wants to know at once: the largest size of a split, examples left out, 
 import abc
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from jaxseg.core.errors import BadExampleError, JaxsegError
 from jaxseg.core.types import DatasetInfo
@@ -154,13 +155,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self.info.metadata["splits"][split] = report
         if not examples:
             raise JaxsegError(f"{self.name}: split {split!r} is empty. Check the lists in config.data.manual_dir.")
-        task = (
-            self._progress.add_task(f"preparing {self.name} {split}", total=len(examples)) if self._progress else None
-        )
+        checked = self.advance(f"preparing {self.name} {split}", len(examples))
         key = 0
         for result in self._checked(examples):
-            if self._progress and task is not None:
-                self._progress.advance(TaskID(task))
+            checked()
             if isinstance(result, BadExampleError):
                 report["skipped"].append(str(result))
                 continue
@@ -204,6 +202,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             report["foreign_count"] += 1
             if len(report["foreign"]) < MAX_NAMED:
                 report["foreign"][name] = foreign[:MAX_NAMED]
+
+    def advance(self, what: str, total: int) -> Callable[[], None]:
+        """Adds a line to the progress display; call the result after each of `total` steps."""
+        if self._progress is None:
+            return lambda: None
+        return functools.partial(self._progress.advance, self._progress.add_task(what, total=total))
 
     def prepare_with_progress(self, console: Console, scratch: pathlib.Path) -> None:
         """Prepares the data (TFDS writes into a folder beside and renames it at the end) and shows how far it is."""

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -84,13 +84,20 @@ class Shapes(SegmentationBuilder, skip_registration=True):  # type: ignore[call-
         """Draws the tree and reads it."""
         del dl_manager
         devkit = self.scratch / "VOCdevkit" / "VOC2012"
-        write_devkit(devkit, self.counts, low=self.low, high=self.high, seed=self.seed)
+        drawn = self.advance("drawing shapes", sum(self.counts.values()))
+        write_devkit(devkit, self.counts, low=self.low, high=self.high, seed=self.seed, drawn=drawn)
         self.joined["trainval"] = ("train", "val")
         return _voc_tree.read_splits(devkit)
 
 
 def write_devkit(
-    devkit: pathlib.Path, counts: dict[str, int], *, low: Sequence[int], high: Sequence[int], seed: int
+    devkit: pathlib.Path,
+    counts: dict[str, int],
+    *,
+    low: Sequence[int],
+    high: Sequence[int],
+    seed: int,
+    drawn: Callable[[], None] = lambda: None,
 ) -> None:
     """Draws scenes into a VOC devkit tree: JPEGImages, palette PNGs in SegmentationClass, lists.
 
@@ -100,6 +107,7 @@ def write_devkit(
       low: smallest (h, w).
       high: largest (h, w).
       seed: scene i of split number s is drawn from (seed, s, i).
+      drawn: called after each scene.
     """
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (devkit / folder).mkdir(parents=True)
@@ -112,4 +120,5 @@ def write_devkit(
             jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             (devkit / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
             (devkit / "SegmentationClass" / f"{name}.png").write_bytes(decode.encode_palette(scene.label, INFO))
+            drawn()
         (devkit / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))

@@ -59,8 +59,8 @@ def _how_to_get(reason: str) -> JaxsegError:
     """Three lines: what is wrong, which file to put where, what works without them."""
     return JaxsegError(
         f"VOC 2012 is not here: {reason}\n"
-        f"Put {VOC_ARCHIVE} ({URLS[VOC_ARCHIVE]}), and for train_aug {SBD_ARCHIVE} ({URLS[SBD_ARCHIVE]}), into a folder "
-        "FOLDER and pass --config.data.manual_dir=FOLDER (unpacked VOCdevkit/ and benchmark_RELEASE/ do as well).\n"
+        f"Put {VOC_ARCHIVE} ({URLS[VOC_ARCHIVE]}), and for train_aug {SBD_ARCHIVE} ({URLS[SBD_ARCHIVE]}), into a "
+        "folder and pass --config.data.manual_dir=FOLDER (unpacked VOCdevkit/ and benchmark_RELEASE/ do as well).\n"
         f"To see training work without any of this: {DEMO}"
     )
 
@@ -148,8 +148,8 @@ class Voc2012Segmentation(SegmentationBuilder, skip_registration=True):  # type:
         # A broken .mat fails in scipy in many ways.
         except Exception as error:
             raise BadExampleError(
-                f"{name}: no SBD label can be read from it ({type(error).__name__}: {error}). Copy it anew, or leave it "
-                "out of the list."
+                f"{name}: no SBD label can be read from it ({type(error).__name__}: {error}). Copy it anew, or leave "
+                "it out of the list."
             ) from error
         return decode.encode_label(ids, name=name), ids
 
