@@ -1,0 +1,65 @@
+"""What README.md names is there: links, files, flags, config keys, and the table of imports."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+from experiments.deeplab_camvid import get_config
+from jaxseg.core.names import resolve
+from tests.test_layering import MAY_IMPORT, TOP
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `(?P<package>\w+)` \|[^|]*\| (?P<may>[^|]*) \|$", re.MULTILINE)
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 5
+    assert [link for link in links if not (REPOSITORY / link.split("#")[0]).exists()] == []
+
+
+def test_files_that_are_named_are_there():
+    named = set(re.findall(r"(?:launch|experiments|tests|jaxseg|docs)/[\w/.-]+\.(?:sh|py|png|html)", README))
+    assert {"launch/local.sh", "launch/test.sh", "experiments/deeplab_voc.py"} <= named
+    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+
+
+def test_flags_that_are_named_are_mains():
+    source = (REPOSITORY / "jaxseg" / "main.py").read_text(encoding="utf-8")
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    flags = {
+        call.args[0].value
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("DEFINE_") and call.args
+    }
+    assert {"config", "mode", "workdir"} <= flags
+    named = {flag for flag in re.findall(r"--(\w+)(?=[=` ])", README)} - {"accelerator"}
+    assert named - flags == set()
+    assert flags - named == set(), "README does not name this flag"
+
+
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"config((?:\.[a-z_]+)+)\b(?!\.json)", README))))
+def test_config_keys_that_are_named_are_there(key):
+    if key in {".a.b", ".json"}:
+        pytest.skip("an example of a key")
+    node = get_config()
+    for part in key.strip(".").split("."):
+        assert part in node, f"config{key}"
+        node = node[part]
+
+
+def test_the_table_of_imports_is_the_one_that_is_enforced():
+    rows = {match["package"]: match["may"] for match in ROW.finditer(README)}
+    packages = {path.parent.name for path in (REPOSITORY / "jaxseg").glob("*/__init__.py")} - TOP
+    assert set(rows) == packages
+    for package, may in rows.items():
+        allowed = set(re.findall(r"\w+", may.split(";")[0])) - {"nothing", "of", "jaxseg"}
+        assert allowed == MAY_IMPORT[package] & packages, package
+
+
+def test_models_and_backbones_that_are_named_build():
+    for package, names in {"models": ("deeplab_v3", "deeplab_v3plus"), "backbones": ("resnet50", "resnet101")}.items():
+        assert all(callable(resolve(package, name)) for name in names)
