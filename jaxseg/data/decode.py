@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxseg.core import files
 from jaxseg.core.errors import BadExampleError
 from jaxseg.core.types import DatasetInfo
 
@@ -144,14 +145,8 @@ def write_label_png(path: str | os.PathLike, ids: np.ndarray, info: DatasetInfo 
       ids: integers `[h, w]`.
       info: whose colours and void colour the palette holds; read_label gives back the ids all the same.
     """
-    path = pathlib.Path(path)
     data = encode_label(ids, name=str(path)) if info is None else encode_palette(ids, info, name=str(path))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    files.write_bytes(path, data)
 
 
 def _bytes_of(source: Source, name: str) -> tuple[bytes, str]:
@@ -165,13 +160,13 @@ def _bytes_of(source: Source, name: str) -> tuple[bytes, str]:
             raise BadExampleError(
                 f"{name}: cannot be read ({error.strerror}). Check that the file is there."
             ) from error
-    if not data:
-        raise BadExampleError(f"{name}: the file is empty (0 bytes). Copy it anew, or leave it out of the list.")
     return data, name
 
 
 def _guarded(data: bytes, name: str, use: Callable[[Image.Image], _Result]) -> _Result:
     """Opens `data` with Pillow and calls `use`; every way in which that can fail becomes a BadExampleError."""
+    if not data:
+        raise BadExampleError(f"{name}: the file is empty (0 bytes). Copy it anew, or leave it out of the list.")
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.width, image.height, name)
