@@ -39,7 +39,7 @@ def demo() -> ConfigDict:
         {
             "name": "deeplab_v3plus",
             "backbone": "mobilenet_v2",
-            "backbone_options": {"width_multiplier": 0.5},
+            "backbone_options": {"width": 0.5},
             "output_stride": 16,
             "separable": True,
             "aspp_channels": 64,

@@ -66,6 +66,17 @@ def without_traceback(text: str) -> str:
     return lines[0] + "\n" + lines[-1] + ("\n" + places[-1] if places else "")
 
 
+def speak_plainly() -> None:
+    """The project's warnings as `jaxseg: ...` lines; those of the libraries below errors are not for users."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("jaxseg: %(message)s"))
+    logger = logging.getLogger("jaxseg")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+
+
 def fail(sentence: str) -> None:
     """Prints a sentence and exits with status 2."""
     print(f"jaxseg: {sentence}", file=sys.stderr, flush=True)
@@ -116,8 +127,7 @@ def dispatch(config: Any, workdir: pathlib.Path) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the mode; errors that a user can mend are printed as sentences."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger().setLevel(logging.WARNING)
+    speak_plainly()
     if len(arguments) > 1:
         fail(f"{arguments[1]!r} is not a flag; flags look like --mode=train.")
     if CONFIG.value is None:

@@ -13,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxseg.core.errors import JaxsegError
 
+LOGGER = logging.getLogger(__name__)
 BEST_METRIC = "miou_present"
 
 
@@ -113,7 +114,7 @@ class CheckpointStore:
             try:
                 state, data = self.restore(abstract_state, step=step)
             except Exception as error:
-                logging.warning(
+                LOGGER.warning(
                     "The checkpoint of step %d is damaged (%s); trying the one before it.", step, _first_line(error)
                 )
                 damaged.append(step)
@@ -138,7 +139,7 @@ class CheckpointStore:
                 target = aside / str(step)
                 shutil.rmtree(target, ignore_errors=True)
                 (self.directory / str(step)).rename(target)
-                logging.warning("Moved the damaged checkpoint of step %d to %s.", step, target)
+                LOGGER.warning("Moved the damaged checkpoint of step %d to %s.", step, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints_damaged")
         self._manager = self._open()

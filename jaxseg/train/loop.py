@@ -18,6 +18,7 @@ from jaxseg.train.step import TRAINED_FIELDS
 from jaxseg.train.stop import Preempted, StopRequest
 from jaxseg.train.workdir import claim
 
+LOGGER = logging.getLogger(__name__)
 SUMMARY = ("miou_present", "miou_all", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
@@ -115,7 +116,7 @@ def restore_or_place(store: CheckpointStore, training: Training, run: Run, batch
         return place_state(training.first_state(), run.mesh), 0
     state, data_state, step = restored
     batches.set_state(data_state)
-    logging.warning("Going on from the checkpoint of step %d.", step)
+    LOGGER.warning("Going on from the checkpoint of step %d.", step)
     return state, step
 
 

@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
+LOGGER = logging.getLogger(__name__)
 EXIT_CODE = 75
 """Exit status of a run that was stopped and saved: EX_TEMPFAIL, "start the same command again"."""
 
@@ -46,7 +47,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._flag.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        logging.warning("%s: saving at the end of this step, then stopping.", signal.Signals(number).name)
+        LOGGER.warning("%s: saving at the end of this step, then stopping.", signal.Signals(number).name)
         self._flag.set()
 
     def requested(self, step: int) -> bool:
