@@ -11,6 +11,7 @@ from jaxseg.core.types import DatasetInfo
 from jaxseg.train.observer import Observer
 
 FILE_NAME = "metrics.jsonl"
+FIRST_KEYS = ("loss", "learning_rate")
 
 
 class MetricsFile(Observer):
@@ -36,8 +37,9 @@ class MetricsFile(Observer):
         self._last_evaluated = max((r["step"] for r in kept if "iou" in r), default=None)
 
     def on_log(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes the scalars."""
-        self._write({"step": int(step), **scalars})
+        """Writes the scalars, those that people look for first."""
+        first = {name: scalars[name] for name in FIRST_KEYS if name in scalars}
+        self._write({"step": int(step), **first, **scalars})
 
     def on_evaluation(self, step: int, result: Any, info: DatasetInfo) -> None:
         """Writes the metrics, the intersection over union of each class under its name."""

@@ -27,13 +27,14 @@ class ProgressDisplay(Observer):
         self._console = console if console is not None else Console(highlight=False)
         self._clock = clock
         self._bar: Progress | None = None
-        self._total = self._start = 0
-        self._started = self._printed = 0.0
+        self._total = 0
+        self._first: tuple[int, float] | None = None
+        self._printed = 0.0
 
     def on_start(self, config: Any, workdir: str, total_steps: int, start_step: int) -> None:
         """Opens the bar; says where a resumed run goes on."""
-        self._total, self._start = total_steps, start_step
-        self._started, self._printed = self._clock(), float("-inf")
+        self._total = total_steps
+        self._first, self._printed = None, float("-inf")
         begin = f"resumes at step {start_step} of" if start_step else "trains"
         self._print(f"{begin} {total_steps} steps in {workdir}")
         if self._console.is_terminal:
@@ -53,6 +54,7 @@ class ProgressDisplay(Observer):
 
     def on_step(self, step: int) -> None:
         """Moves the bar."""
+        self._first = self._first or (step, self._clock())
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
@@ -89,11 +91,11 @@ class ProgressDisplay(Observer):
             self._bar = None
 
     def _left(self, step: int, now: float) -> str:
-        """Time left at the mean pace since the start, the compilation counted."""
-        done = step - self._start
-        if done <= 0 or step >= self._total:
+        """Time left at the mean pace since the first step, whose compilation does not come again."""
+        if self._first is None or step <= self._first[0] or step >= self._total:
             return ""
-        seconds = round((now - self._started) / done * (self._total - step))
+        pace = (now - self._first[1]) / (step - self._first[0])
+        seconds = round(pace * (self._total - step))
         hours, minutes = divmod(seconds // 60, 60)
         return f"  {hours}:{minutes:02}:{seconds % 60:02} left" if hours else f"  {minutes}:{seconds % 60:02} left"
 

@@ -12,7 +12,7 @@ def run(workdir, steps, *, start=0, stop=None, seconds=1.0):
     observer = MetricsFile(workdir)
     observer.on_start(None, str(workdir), steps, start)
     for step in range(start + 1, (stop or steps) + 1):
-        observer.on_log(step, {"loss": 1 / step, "learning_rate": 0.1 / 3 / step, "step_seconds": seconds})
+        observer.on_log(step, {"step_seconds": seconds, "learning_rate": 0.1 / 3 / step, "loss": 1 / step})
         if step % 4 == 0:
             observer.on_evaluation(step, result(scale=step / 100), INFO)
     if stop is None:

@@ -31,6 +31,8 @@ def display(*, terminal=False):
 def test_plain_lines_come_at_most_every_five_seconds():
     bar, stream, clock = display()
     bar.on_start(None, "runs/x", 100, 0)
+    clock.seconds = 60  # the compilation
+    bar.on_step(1)
     for step in range(10, 101, 10):
         clock.seconds += 2
         bar.on_step(step)
@@ -38,8 +40,8 @@ def test_plain_lines_come_at_most_every_five_seconds():
     bar.on_end({})
     lines = stream.getvalue().splitlines()
     assert lines[0] == "trains 100 steps in runs/x"
-    assert lines[1] == "step 10/100  loss 1.2346  learning rate 0.007  12.3 images/s  input wait 2%  0:18 left"
-    # At 2, 8, 14, 20 s: the first, then the first after five seconds; the last step in any case.
+    assert lines[1] == "step 10/100  loss 1.2346  learning rate 0.007  12.3 images/s  input wait 2%  0:20 left"
+    # At 2, 8, 14, 20 s after the compilation: the first, then the first after five seconds; the last step in any case.
     assert [int(re.match(r"step (\d+)", line)[1]) for line in lines[1:]] == [10, 40, 70, 100]
     assert "left" not in lines[-1]
     assert "\x1b" not in stream.getvalue()
@@ -48,13 +50,17 @@ def test_plain_lines_come_at_most_every_five_seconds():
 def test_time_left_counts_from_where_the_run_resumed():
     bar, stream, clock = display()
     bar.on_start(None, "runs/x", 10_000, 4_000)
-    clock.seconds = 100
+    assert stream.getvalue() == "resumes at step 4000 of 10000 steps in runs/x\n"
+    bar.on_log(4_000, SCALARS)
+    assert "left" not in stream.getvalue()
+    clock.seconds = 50
+    bar.on_step(4_000)
+    clock.seconds = 150
     bar.on_log(5_000, SCALARS)
-    assert "resumes at step 4000 of 10000 steps in runs/x" in stream.getvalue()
     assert stream.getvalue().endswith("  8:20 left\n")  # 5000 steps at 10 a second
-    clock.seconds = 2_000
-    bar.on_log(5_001, SCALARS)
-    assert stream.getvalue().endswith("  2:46:28 left\n")
+    clock.seconds = 2_050
+    bar.on_log(5_000, SCALARS)
+    assert stream.getvalue().endswith("  2:46:40 left\n")  # at 2 seconds each
 
 
 def test_an_evaluation_has_a_line_of_its_own():
