@@ -1,7 +1,7 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) as a dense feature extractor.
 
-Differences from the paper: the stride of a bottleneck stands in its 3x3 convolution as in torchvision ("v1.5"), or in the
-first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an atrous rate.
+Differences from the paper: the stride of a bottleneck stands in its 3x3 convolution as in torchvision ("v1.5"), or in
+the first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an atrous rate.
 """
 
 import flax.linen as nn
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         for stage, units in enumerate(UNITS[self.depth]):
             first_stride, first_rate = (1 if stage == 0 else 2), rate
             if stride * first_stride > self.output_stride:
-                # The unit that loses its stride keeps the rate it had (torchvision, DeepLab); those after it are dilated.
+                # The unit that loses its stride keeps the rate it had (torchvision, DeepLab); the next are dilated.
                 rate, first_stride = rate * first_stride, 1
             stride *= first_stride
             width = self.width * 2**stage
@@ -157,7 +157,7 @@ def build_resnet(
       dtype: of the computation.
 
     Returns:
-      A module: `module(image, train)` -> {"s2": stem, "s4": stage 1, ..., deepest stride: stage 4, "stage1" .. "stage4"}.
+      A module: `module(image, train)` -> {"s2": stem, "s4": stage 1, ..., deepest: stage 4, "stage1" .. "stage4"}.
 
     Raises:
       JaxsegError: an output stride that it cannot give, or as many grid factors as the last stage has no units.

@@ -16,7 +16,7 @@ PADDINGS = ("same", "torch")
 
 
 def he_normal(groups: int = 1) -> Initializer:
-    """N(0, 2 / fan_out) with the fan-out of one group: `kh kw n / groups` (He et al. 2015, arXiv 1502.01852, eq. 14)."""
+    """N(0, 2 / fan_out) with the fan-out of one group: `kh kw n / groups` (He et al., arXiv 1502.01852, eq. 14)."""
     return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 

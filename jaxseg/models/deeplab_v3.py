@@ -1,7 +1,7 @@
 """DeepLab v3: rethinking atrous convolution (Chen et al. 2017, arXiv 1706.05587).
 
-Differences from the paper: ASPP's concatenation has image pooling first, as in TensorFlow's release. Two published forms
-are options: torchvision's (`head_convolution=True`, `alignment="half_pixel"`, rates of (12, 24, 36) at output stride 8)
+Differences from the paper: ASPP's concatenation has image pooling first, as in TensorFlow's release. Two published
+forms are options: torchvision's (`head_convolution=True`, `alignment="half_pixel"`, rates of (12, 24, 36) at output stride 8)
 and TF-slim's MobileNetV2 (`aspp_rates=()`, `norm_epsilon=1e-3`: no 3x3 branches, no decoder).
 """
 
@@ -89,7 +89,7 @@ def build(
       head_convolution: one more 3x3 convolution before the classifier (torchvision).
       dropout_rate: after ASPP.
       alignment: of the up-sampling, "align_corners" (TensorFlow's release) or "half_pixel" (torchvision).
-      aux_tap: the backbone's tap of an auxiliary head with logits `aux/backbone`, torchvision's is "stage3"; "" for none.
+      aux_tap: the backbone's tap of an auxiliary head with logits `aux/backbone` (torchvision: "stage3"); "" for none.
       aux_channels: its hidden channels.
       norm_momentum: of every batch norm.
       norm_epsilon: of the batch norms of the heads; the backbone has its own.

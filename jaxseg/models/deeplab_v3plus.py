@@ -1,7 +1,7 @@
 """DeepLab v3+: encoder-decoder with atrous separable convolution (Chen et al. 2018, arXiv 1802.02611).
 
-Differences from the paper: the backbones are ResNet and MobileNetV2; the low-level features are the last ones of stride 4
-(`low_level` chooses other taps of the backbone). Convolutions are plain by default, as in the paper's ResNet-101
+Differences from the paper: the backbones are ResNet and MobileNetV2; the low-level features are the last ones of stride
+4 (`low_level` chooses other taps of the backbone). Convolutions are plain by default, as in the paper's ResNet-101
 ablations; `separable=True` gives the separable ones of its Xception results.
 """
 

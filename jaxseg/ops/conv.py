@@ -1,7 +1,7 @@
 """The one place that decides how a convolution is lowered on each platform.
 
-The choice is made with `jax.lax.platform_dependent`, that is, when the program is lowered for a platform and not when it
-is traced: a program that a CPU host exports, or compiles for a TPU topology, gets the accelerator's lowering. The
+The choice is made with `jax.lax.platform_dependent`, that is, when the program is lowered for a platform and not when
+it is traced: a program that a CPU host exports, or compiles for a TPU topology, gets the accelerator's lowering. The
 branches of the other platforms are dropped before XLA sees them. It sits inside the `custom_vjp`, so that it is never
 differentiated itself.
 """
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops import depthwise
+from jaxseg.ops.pointwise import pointwise
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -62,7 +63,9 @@ def conv(
     pads = explicit_padding(padding, size=(h, w), kernel_size=kernel.shape[:2], strides=strides, dilation=dilation)
     kernel, pads = _without_blind_taps(kernel, (h, w), strides, pads, dilation)
     images = x if len(batch) == 1 else x.reshape(-1, h, w, c)
-    if groups > 1 and groups == c == kernel.shape[-1]:
+    if kernel.shape[:2] == (1, 1) and groups == 1:
+        y = _pointwise(images, kernel, strides, pads, precision)
+    elif groups > 1 and groups == c == kernel.shape[-1]:
         y = _depthwise(images, kernel, strides, pads, dilation, precision)
     else:
         y = _stock(images, kernel, strides, pads, dilation, groups, precision)
@@ -72,7 +75,8 @@ def conv(
 def explicit_padding(padding: Padding, *, size: Pair, kernel_size: Pair, strides: Pair, dilation: Pair) -> Pads:
     """Padding as ((before, after), (before, after)) for rows and columns.
 
-    "SAME" as in TensorFlow: output `ceil(n / s)`, total `max((ceil(n / s) - 1) s + (k - 1) d + 1 - n, 0)`, before = total // 2.
+    "SAME" as in TensorFlow: output `ceil(n / s)`, total `max((ceil(n / s) - 1) s + (k - 1) d + 1 - n, 0)`, of which
+    total // 2 goes before.
 
     Raises:
       ValueError: neither a known name nor two pairs.
@@ -127,6 +131,14 @@ def _without_blind_taps(
     if all(kept[a] == slice(0, kernel.shape[a]) for a in (0, 1)):
         return kernel, pads
     return kernel[kept[0], kept[1]], (new_pads[0], new_pads[1])
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, precision: Any) -> jax.Array:
+    if pads != ((0, 0), (0, 0)):
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    if strides != (1, 1):
+        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, *strides, 1))
+    return pointwise(x, kernel[0, 0], precision)
 
 
 def _stock(

@@ -67,8 +67,8 @@ def depthwise_input_gradient(
 ) -> jax.Array:
     """The gradient of `depthwise_forward` with respect to x: shifted multiply-adds with the flipped kernel.
 
-    Row q of the padded input has phase `q mod s`; only the taps with `d i mod s` equal to it reach it, so that each phase
-    is a small stride-1 sum over g and no multiplication with the zeros of an up-sampled g is done.
+    Row q of the padded input has phase `q mod s`; only the taps with `d i mod s` equal to it reach it, so that each
+    phase is a small stride-1 sum over g and no multiplication with the zeros of an up-sampled g is done.
 
     Args:
       g: `[b, h', w', c]`, the output's cotangent.

@@ -1,0 +1,81 @@
+"""1x1 convolution as a matrix product, on every platform, with a kernel gradient that suits a CPU.
+
+TPUs and GPUs make the same of a 1x1 convolution and of a product. A CPU's convolution takes the whole image as its window
+for the kernel gradient. Milliseconds on two cores, float32, kernel gradient:
+
+| input, channels         | convolution | x^T g | product an image |
+|-------------------------|-------------|-------|------------------|
+| 4x88x88, 304 -> 256     | 800         | 124   | 56               |
+| 4x176x176, 16 -> 96     | 260         | 8     | 9                |
+| 4x88x88, 256 -> 11      | 35          | 17    | 5                |
+| 4x22x22, 960 -> 160     | 32          | 7     | 13               |
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Pixels an image from which one product an image beats a single one, whose left side XLA first transposes.
+LARGE_IMAGE_PX = 2048
+
+
+def _product(x: jax.Array, matrix: jax.Array, axis: int, precision: Any) -> jax.Array:
+    dimensions = (((x.ndim - 1,), (axis,)), ((), ()))
+    y = lax.dot_general(x, matrix, dimensions, precision=precision, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise(x: jax.Array, matrix: jax.Array, precision: Any = None) -> jax.Array:
+    """`y[..., n] = sum_m x[..., m] matrix[m, n]`, summed in float32.
+
+    Args:
+      x: `[b, h, w, c]`.
+      matrix: `[c, n]` of x's dtype.
+      precision: as `jax.lax.dot_general`.
+
+    Returns:
+      `[b, h, w, n]` of x's dtype.
+    """
+    return _product(x, matrix, 0, precision)
+
+
+def _forward(x: jax.Array, matrix: jax.Array, precision: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, matrix, 0, precision), (x, matrix)
+
+
+def _backward(precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, matrix = residuals
+    gradient = lax.platform_dependent(
+        x,
+        g,
+        cpu=_matrix_gradient_cpu,
+        default=functools.partial(_matrix_gradient, precision=precision),
+    )
+    return _product(g, matrix, 1, precision), gradient.astype(matrix.dtype)
+
+
+def _matrix_gradient(x: jax.Array, g: jax.Array, *, precision: Any = None) -> jax.Array:
+    """`[c, n]` float32: one product over all pixels."""
+    axes = (tuple(range(x.ndim - 1)),) * 2
+    return lax.dot_general(x, g, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _matrix_gradient_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
+    """As `_matrix_gradient`, without the transposed copies: XLA's CPU writes a product's left side transposed."""
+    b, h, w, c = x.shape
+    n = g.shape[-1]
+    if h * w < LARGE_IMAGE_PX:
+        return _matrix_gradient(x, g) if c <= n else _matrix_gradient(g, x).T
+    # The barrier keeps what made x and g (batch norm's gradient) out of the transposed copy, where it would run in the
+    # wrong order through memory.
+    x, g = lax.optimization_barrier((x, g))
+    dimensions = (((1,), (1,)), ((0,), (0,)))
+    left, right = x.reshape(b, h * w, c), g.reshape(b, h * w, n)
+    return jnp.sum(lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32), axis=0)
+
+
+pointwise.defvjp(_forward, _backward)
