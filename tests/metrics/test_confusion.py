@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxseg.core.mesh import make_mesh
+from jaxseg.core.mesh import batch_sharding, make_mesh
 from jaxseg.metrics import confusion
 from jaxseg.metrics.confusion import ConfusionMatrix, confusion_counts, confusion_numpy, scores
 
@@ -103,15 +102,21 @@ def test_what_is_no_class_falls_into_no_cell(wrong):
     np.testing.assert_array_equal(confusion_counts(spoiled, labels, num_classes=5), np.asarray(expected).T)
 
 
-def test_vmap_and_four_devices():
+def test_vmap():
     labels, predictions, where = example()
-    count = jax.jit(lambda y, p, w: confusion_counts(y, p, num_classes=5, where=w))
-    whole = count(labels, predictions, where)
     per_image = jax.vmap(lambda y, p, w: confusion_counts(y, p, num_classes=5, where=w))(labels, predictions, where)
-    np.testing.assert_array_equal(per_image.sum(axis=0), whole)
-    rows = NamedSharding(make_mesh(), PartitionSpec("data"))
-    sharded = jax.device_put((labels, predictions, where), rows)
-    np.testing.assert_array_equal(count(*sharded), whole)
+    np.testing.assert_array_equal(
+        per_image.sum(axis=0), confusion_counts(labels, predictions, num_classes=5, where=where)
+    )
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 2, "space": 2}])
+def test_four_devices_count_where_the_pixels_lie(sizes):
+    labels, predictions, where = example((4, 8, 9))
+    count = jax.jit(lambda y, p, w: confusion_counts(y, p, num_classes=5, where=w))
+    sharded = jax.device_put((labels, predictions, where), batch_sharding(make_mesh(sizes), 3))
+    expected = confusion_numpy(labels, predictions, num_classes=5, where=where)
+    np.testing.assert_array_equal(count(*sharded), expected)
     text = count.lower(*sharded).compile().as_text()
     assert "all-reduce" in text and "all-gather" not in text, "pixels travel between devices"
 
