@@ -72,6 +72,8 @@ def test_a_last_line_cut_short_is_dropped(tmp_path):
 
 def test_a_run_from_the_beginning_keeps_nothing(tmp_path):
     run(tmp_path, 8, stop=5)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 0, "loss": 9.0}\n')
     run(tmp_path, 4)
     assert [r["step"] for r in read_metrics(tmp_path) if "loss" in r] == [1, 2, 3, 4]
 
