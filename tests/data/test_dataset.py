@@ -1,10 +1,12 @@
 """CamVid's layout, preparation, what is bad about examples, re-use of prepared data."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -69,6 +71,22 @@ def test_changed_files_are_prepared_anew(tree, tmp_path):
     dataset = open_dataset(config_for(tree, tmp_path))
     np.testing.assert_array_equal(dataset.split("train")[0]["label"], label)
     assert len(prepared(tmp_path)) == 2
+
+
+def test_an_edit_that_keeps_the_size_is_noticed(tree, tmp_path):
+    open_dataset(config_for(tree, tmp_path))
+    os.utime(tree / "trainannot" / "train_0.png", (1, 1))
+    open_dataset(config_for(tree, tmp_path))
+    assert len(prepared(tmp_path)) == 2
+
+
+def test_a_config_dict_serves_as_well(tree, tmp_path):
+    config = ml_collections.ConfigDict(
+        config_for(tree, tmp_path, color_jitter={"hue": 0.1}, scale_range=(1.0, 1.0), builder={}, manual_dir=str(tree))
+    )
+    batches = train_batches(config, open_dataset(config), batch_size=2, seed=0, mean_pixel=(0.0, 0.0, 0.0))
+    assert next(batches)["image"].shape == (2, 8, 8, 3)
+    batches.close()
 
 
 def test_missing_folder_says_what_to_put_where(tmp_path):
