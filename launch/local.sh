@@ -10,9 +10,13 @@ set -euo pipefail
 source "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/environment.sh"
 
 # Prints the config's path, in the repository where the caller's folder has no such file. An argument may follow a colon.
+# A mistyped name is looked for where its folder is, so that the answer lists what is near it.
 locate_config() {
-  local file="${1%%:*}"
-  if [[ "$file" != /* && ! -e "$file" && -e "$REPOSITORY/$file" ]]; then
+  local file="${1%%:*}" folder
+  folder="$(dirname "$file")"
+  if [[ "$file" == /* || -e "$file" ]]; then
+    printf '%s\n' "$1"
+  elif [[ -e "$REPOSITORY/$file" || (-d "$REPOSITORY/$folder" && ! -d "$folder") ]]; then
     printf '%s\n' "$REPOSITORY/$1"
   else
     printf '%s\n' "$1"

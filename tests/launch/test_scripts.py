@@ -75,6 +75,13 @@ def test_the_callers_own_config_comes_first(checkout):
     assert calls[0].startswith("-P|-m|jaxseg.main|--config=experiments/deeplab_voc.py:demo||")
 
 
+@pytest.mark.parametrize(("config", "in_repository"), [("experiments/deeplab_vok.py", True), ("mine.py", False)])
+def test_a_mistyped_config_is_passed_on_to_be_answered(checkout, config, in_repository):
+    _, calls = call(checkout, "local.sh", f"--config={config}", "--accelerator=cpu")
+    expected = f"{checkout}/{config}" if in_repository else config
+    assert calls[0].startswith(f"-P|-m|jaxseg.main|--config={expected}||")
+
+
 def test_the_exit_status_is_that_of_the_run(checkout):
     (checkout.parent / "failing").write_text("--mode=evaluate")
     process, _ = call(checkout, "local.sh", "--config=x.py", "--mode=evaluate", "--accelerator=cpu")
