@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 OVERLAY_QUALITY = 92
 TOLERATED_SHARE = 0.95
 """Some formats only estimate their number of frames; below this share of it a video counts as cut off."""
+FRAMES_PER_LINE = 25
 EXIT_CODE_FAILED_INPUTS = 2
 
 
@@ -127,7 +128,10 @@ def predict_files(
     for number, item in enumerate(found, 1):
         try:
             if item.path.suffix.lower() in VIDEO_SUFFIXES:
-                _predict_video(item, label, report, info, alpha)
+                for count in _predict_video(item, label, info, alpha):
+                    report.frames += 1
+                    if progress and count % FRAMES_PER_LINE == 0:
+                        progress(f"{number}/{len(found)} {item.path}: {count} frames")
             else:
                 image = read_image(item.path)
                 _write(item.target, image, label(image, name=str(item.path)), info, alpha)
@@ -247,8 +251,12 @@ def _frames(path: pathlib.Path) -> Iterator[tuple[np.ndarray, float]]:
         capture.release()
 
 
-def _predict_video(item: _Input, label: _Labeler, report: PredictionReport, info: DatasetInfo, alpha: float) -> None:
-    """Writes the frames' labels and the overlay video; a video that is cut off keeps what could be read."""
+def _predict_video(item: _Input, label: _Labeler, info: DatasetInfo, alpha: float) -> Iterator[int]:
+    """Writes the frames' labels and the overlay video; a video that is cut off keeps what could be read.
+
+    Yields:
+      The number of frames done, after each.
+    """
     target, writer, cut_off = item.target, None, None
     whole = target.with_name(f"{target.name}_overlay.mp4")
     beside = whole.with_name(f".{whole.stem}.{os.getpid()}.mp4")
@@ -259,7 +267,7 @@ def _predict_video(item: _Input, label: _Labeler, report: PredictionReport, info
                 save_palette_png(target / f"{count:06}.png", ids, info)
                 writer = writer or _open_writer(beside, rate, (frame.shape[1], frame.shape[0]))
                 writer.write(np.ascontiguousarray(overlay(frame, ids, info, alpha)[..., ::-1]))
-                report.frames += 1
+                yield count + 1
         except BadExampleError as error:
             cut_off = error
         if writer is None:

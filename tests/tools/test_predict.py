@@ -13,7 +13,9 @@ from PIL import Image
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import DatasetInfo
 from jaxseg.inference.predictor import Predictor
+from jaxseg.tools import predict
 from jaxseg.tools.predict import predict_files
+from tests.e2e import runs
 
 INFO = DatasetInfo("three", ("red", "green", "blue"), ((200, 0, 0), (0, 200, 0), (0, 0, 200)), void=255)
 MEAN = (100.0, 110.0, 120.0)
@@ -171,9 +173,13 @@ def video(path: pathlib.Path, count=5, size=(48, 64)) -> None:
     writer.release()
 
 
-def test_video(tmp_path):
+def test_video(tmp_path, monkeypatch):
     video(tmp_path / "clip.mp4")
-    report = predict_files(predictor(), VARIABLES, INFO, tmp_path / "clip.mp4", tmp_path / "out")
+    monkeypatch.setattr(predict, "FRAMES_PER_LINE", 2)
+    seen = []
+    report = predict_files(predictor(), VARIABLES, INFO, tmp_path / "clip.mp4", tmp_path / "out", progress=seen.append)
+    name = f"1/1 {tmp_path / 'clip.mp4'}"
+    assert seen == [f"{name}: 2 frames", f"{name}: 4 frames", name]
     assert (report.images, report.frames, report.failed) == (0, 5, [])
     assert files(tmp_path / "out") == [*(f"clip/{i:06}.png" for i in range(5)), "clip_overlay.mp4"]
     for i in range(5):
@@ -256,3 +262,20 @@ def test_bad_sizes(tmp_path, options):
     picture(tmp_path / "a.png")
     with pytest.raises(JaxsegError, match="positive"):
         predict_files(predictor(), VARIABLES, INFO, tmp_path / "a.png", tmp_path / "out", **options)
+
+
+@pytest.mark.slow
+def test_command_after_training(tmp_path):
+    workdir, log, source = tmp_path / "run", tmp_path / "log", tmp_path / "in"
+    short = [
+        f"--config.{key}" for key in ("train.total_steps=2", "optimizer.schedule.warmup_steps=0", "data.workers=0")
+    ]
+    runs.finish(runs.command(workdir, *short), log)
+    picture(source / "a.png", (40, 61))
+    (source / "bad.jpg").write_bytes(b"no picture")
+    asked = ("--mode=predict", f"--input={source}", f"--output={tmp_path / 'out'}")
+    printed = runs.finish(runs.command(workdir, *short, *asked), log, expect=predict.EXIT_CODE_FAILED_INPUTS)
+    assert f"{source / 'bad.jpg'}: not an image" in printed and "1 images and 0 video frames" in printed
+    assert files(tmp_path / "out") == ["a.png", "a_overlay.jpg"]
+    with Image.open(tmp_path / "out" / "a.png") as label:
+        assert label.size == (61, 40) and label.mode == "P" and np.asarray(label).max() < 21
