@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         }
     )
     config.data.color_jitter.update({"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02})
-    config.train.update({"batch_size": 8, "total_steps": 1_500, "log_every_steps": 20, "ema_decay": 0.99})
+    config.train.update({"batch_size": 8, "total_steps": 1_800, "log_every_steps": 20, "ema_decay": 0.99})
     config.optimizer = ConfigDict(
         {
             "name": "adamw",
@@ -48,6 +48,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ),
         }
     )
-    config.evaluate.update({"every_steps": 250, "batch_size": 4})
-    config.checkpoint.update({"every_steps": 250, "keep": 2})
+    config.evaluate.update({"every_steps": 300, "batch_size": 4})
+    config.checkpoint.update({"every_steps": 300, "keep": 2})
     return config
