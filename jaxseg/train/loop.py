@@ -1,5 +1,6 @@
 """The train loop, from top to bottom."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,20 +36,17 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     config = run.config
     claim(workdir, config.to_dict())
     training = make_training(run)
-    store = CheckpointStore(workdir, keep=config.checkpoint.keep)
-    batches = open_train_batches(run)
-    try:
+    with contextlib.ExitStack() as closing:
+        batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
+        store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
         state, start = restore_or_place(store, training, run, batches)
         batches.start_prefetch()
-        notify(observers, lambda o: o.on_start(config, str(workdir), config.train.total_steps, start))
+        notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
         state, metrics = run_steps(run, training.step, state, start, batches, store, observers)
         store.wait()
         summary = {"step": config.train.total_steps, "best_step": store.pick("best"), **metrics}
-        notify(observers, lambda o: o.on_end(summary))
+        notify(observers, "on_end", summary)
         return summary
-    finally:
-        batches.close()
-        store.close()
 
 
 def run_steps(
@@ -74,12 +72,11 @@ def run_steps(
             if before:
                 before.check(run.name_of)
             before = StepResult(step, batch["index"], values)
-            notify(observers, lambda o, step=step: o.on_step(step))
+            notify(observers, "on_step", step)
             last, stopping, metrics = step == total, stop.requested(step), {}
             if step % config.train.log_every_steps == 0 or last:
                 before.check(run.name_of)
-                scalars = before.values() | meter.read()
-                notify(observers, lambda o, step=step, scalars=scalars: o.on_log(step, scalars))
+                notify(observers, "on_log", step, before.values() | meter.read())
             if step % config.evaluate.every_steps == 0 or last:
                 before.check(run.name_of)
                 metrics = evaluate(state, step)
@@ -103,7 +100,7 @@ def make_evaluation(run: Run, observers: Sequence[Observer]) -> Callable[[TrainS
             open_evaluate_batches(run, config.data.evaluate_split),
             sample_count=config.evaluate.overlay_count,
         )
-        notify(observers, lambda o: o.on_evaluation(step, result, run.info))
+        notify(observers, "on_evaluation", step, result, run.info)
         return {name: result.metrics[name] for name in SUMMARY}
 
     return evaluate
@@ -146,7 +143,7 @@ def open_evaluate_batches(run: Run, split: str) -> Iterator[dict[str, Any]]:
     )
 
 
-def notify(observers: Sequence[Observer], tell: Callable[[Observer], None]) -> None:
+def notify(observers: Sequence[Observer], event: str, *what: Any) -> None:
     """Tells every observer."""
     for observer in observers:
-        tell(observer)
+        getattr(observer, event)(*what)

@@ -58,7 +58,12 @@ def step_decay(*, base: float, total_steps: int, boundaries_steps: Sequence[int]
     return lambda step: base * factor ** jnp.sum(jnp.asarray(step, jnp.int32) >= edges).astype(jnp.float32)
 
 
-SCHEDULES = {"poly": polynomial, "cosine": cosine, "constant": constant, "step": step_decay}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "poly": polynomial,
+    "cosine": cosine,
+    "constant": constant,
+    "step": step_decay,
+}
 
 
 def make_schedule(options: Mapping[str, Any], total_steps: int) -> Schedule:
@@ -152,7 +157,7 @@ def adamw(
     return optax.scale_by_adam(b1, b2, eps), decay
 
 
-OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., tuple[Any, ...]]] = {"sgd": sgd, "adamw": adamw}
 
 
 def make_optimizer(

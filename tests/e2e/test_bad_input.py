@@ -21,7 +21,6 @@ MISTAKES = {
     "batch and devices": (["--cpu_devices=3"], "config.train.batch_size = 4 does not divide by 3"),
     "mesh": (["--config.mesh.fsdp=3"], "does not fit"),
     "split": (["--config.data.train_split=trian"], "train"),
-    "no manual_dir": (["--config.data.name=camvid"], "manual_dir"),
     "predict without input": (["--mode=predict"], "--input"),
     "evaluate before training": (["--mode=evaluate"], "Train"),
 }
@@ -35,14 +34,21 @@ def test_a_mistake_gets_a_sentence(tmp_path, mistake):
     assert "Traceback" not in text, text
 
 
+def test_a_data_set_that_must_be_brought_says_what_to_put_where(tmp_path):
+    text = finish(command(tmp_path / "run", config="experiments/deeplab_camvid.py"), tmp_path / "log", expect=2)
+    assert "config.data.manual_dir" in text and "Traceback" not in text
+
+
 def test_a_missing_config_file_lists_the_near_ones(tmp_path):
     text = finish(command(tmp_path, config="experiments/deeplab_vok.py"), tmp_path / "log", expect=2)
     assert "experiments/deeplab_voc.py" in text and "Traceback" not in text
 
 
 def test_a_work_directory_of_another_config_lists_what_differs(tmp_path):
-    finish(command(tmp_path, "--config.train.total_steps=2"), tmp_path / "log")
-    flags = ("--config.train.total_steps=3", "--config.optimizer.schedule.base=0.5", "--config.train.log_every_steps=2")
+    start = "--config.optimizer.schedule.warmup_steps=0"
+    finish(command(tmp_path, start, "--config.train.total_steps=2"), tmp_path / "log")
+    changed = ("--config.train.total_steps=3", "--config.optimizer.schedule.base=0.5")
+    flags = (start, *changed, "--config.train.log_every_steps=2")
     text = finish(command(tmp_path, *flags), tmp_path / "log2", expect=2)
     assert "config.train.total_steps: 2 there, 3 now" in text
     assert "config.optimizer.schedule.base: 0.003 there, 0.5 now" in text
