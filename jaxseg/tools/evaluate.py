@@ -4,8 +4,8 @@ import pathlib
 from typing import Any
 
 import jax
-from jaxseg.evaluate.split import write_evaluation
 
+from jaxseg.evaluate.split import write_evaluation
 from jaxseg.report.table import print_table
 from jaxseg.tools.restore import restore_variables
 from jaxseg.train.loop import open_evaluate_batches

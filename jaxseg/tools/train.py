@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import jax
-from jaxseg.report.observers import default_observers
 
+from jaxseg.report.observers import default_observers
 from jaxseg.train.loop import train
 from jaxseg.train.observer import Observer
 from jaxseg.train.run import make_run

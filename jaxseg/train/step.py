@@ -1,6 +1,5 @@
 """One update of the state: gradients over the accumulation steps, optimiser, moving average."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +95,9 @@ def make_train_step(
             "row_finite": row_finite,
         }
         ema = moving_average(state.ema, params, state.step, ema_decay) if ema_decay else None
-        state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+        )
         return state, metrics
 
     shardings = state_shardings(state, mesh)
