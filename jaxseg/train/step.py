@@ -1,5 +1,6 @@
 """One update of the state: gradients over the accumulation steps, optimiser, moving average."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 

@@ -1,9 +1,13 @@
 """The work directory: which run it belongs to, and what that run was made with."""
 
+import datetime
 import json
+import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -50,13 +54,28 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, the packages and the git revision of the code."""
+    """What a run is made with: command, date, machine, git revision, Python and the packages."""
     root = pathlib.Path(__file__).resolve().parents[2]
     git = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
-    found = {"python": platform.python_version(), "git": git.stdout.strip() or "not a git checkout"}
+    devices = jax.devices()
+    found = {
+        "command": shlex.join(["python", "-m", "jaxseg.main", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "git": git.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+    }
     return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def _processor() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
