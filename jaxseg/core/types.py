@@ -8,7 +8,8 @@ Batch = dict[str, Any]
 """One batch, channels last. Keys:
 
 `image` uint8 `[b, h, w, 3]` RGB 0..255; `label` int32 `[b, h, w]`, class ids and `void`;
-`index` int32 `[b]`, the example's number in its split, -1 for rows that only pad the batch.
+`index` int32 `[b]`, the example's number in its split, -1 for rows that only pad the batch; when evaluating,
+`size` int32 `[b, 2]`, the image's own (height, width) without its padding.
 """
 
 Outputs = dict[str, Any]

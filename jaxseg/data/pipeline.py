@@ -231,7 +231,7 @@ def evaluate_batches(
 
     Returns:
       iterator of `image` uint8 `[b, h, w, 3]`, `label` int32 `[b, h, w]` (void in the padding), `index` int32 `[b]`, -1
-      for rows that only fill the last batch.
+      for rows that only fill the last batch, and `size` int32 `[b, 2]`, (height, width) without the padding.
 
     Raises:
       JaxsegError: an image of the split is larger than evaluate_size_px.

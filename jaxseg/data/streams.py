@@ -135,7 +135,7 @@ class EvaluateStream:
         image = np.empty((*self.size, 3), np.uint8)
         image[...] = self.fill
         label = np.full(self.size, self.void, np.int32)
-        skipped = -1
+        skipped, size = -1, np.zeros(2, np.int32)
         if index >= len(self.split):
             index = -1
         else:
@@ -147,6 +147,8 @@ class EvaluateStream:
                 skipped, index = index, -1
             else:
                 h, w = example["label"].shape
+                size[:] = h, w
                 image[:h, :w] = example["image"]
                 label[:h, :w] = self.labels(example["label"])
-        return {"image": image, "label": label, "index": np.int32(index), "skipped": np.int32(skipped)}
+        numbers = {"index": np.int32(index), "size": size, "skipped": np.int32(skipped)}
+        return {"image": image, "label": label, **numbers}

@@ -1,5 +1,6 @@
 """`--mode=evaluate`: any split with a checkpoint's weights, written to evaluation.json."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -18,7 +19,8 @@ def evaluate_mode(config: Any, workdir: pathlib.Path, *, split: str | None, chec
     run = make_run(config)
     split = split or config.data.evaluate_split
     variables, step = restore_variables(run, workdir, checkpoint)
-    result = run.evaluator().evaluate(variables, open_evaluate_batches(run, split))
+    with contextlib.closing(open_evaluate_batches(run, split)) as batches:
+        result = run.evaluator().evaluate(variables, batches)
     if jax.process_index() == 0:
         name = "evaluation.json" if split == config.data.evaluate_split else f"evaluation_{split}.json"
         write_evaluation(workdir / name, result, run.info, {"split": split, "step": step, "versions": versions()})

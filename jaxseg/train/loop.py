@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from jaxseg.core.mesh import put_batch
-from jaxseg.data.pipeline import evaluate_batches, train_batches
+from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
 from jaxseg.train.checkpoint import CheckpointStore
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
@@ -95,11 +95,9 @@ def make_evaluation(run: Run, observers: Sequence[Observer]) -> Callable[[TrainS
     config, evaluator = run.config, run.evaluator()
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        result = evaluator.evaluate(
-            state.variables(),
-            open_evaluate_batches(run, config.data.evaluate_split),
-            sample_count=config.evaluate.overlay_count,
-        )
+        with contextlib.closing(open_evaluate_batches(run, config.data.evaluate_split)) as batches:
+            samples = config.evaluate.overlay_count
+            result = evaluator.evaluate(state.variables(), batches, sample_count=samples)
         notify(observers, "on_evaluation", step, result, run.info)
         return {name: result.metrics[name] for name in SUMMARY}
 
@@ -130,7 +128,7 @@ def open_train_batches(run: Run) -> Any:
     )
 
 
-def open_evaluate_batches(run: Run, split: str) -> Iterator[dict[str, Any]]:
+def open_evaluate_batches(run: Run, split: str) -> EvaluateBatches:
     """This process's rows of every batch of a split, each example once."""
     return evaluate_batches(
         run.config.data,

@@ -137,6 +137,7 @@ def run_evaluation(config, dataset, **process):
 def test_evaluation_sees_every_image_once_at_native_size(camvid_config, camvid):
     batches = run_evaluation(camvid_config | {"evaluate_size_px": (19, 27)}, camvid)
     assert [b["index"].tolist() for b in batches] == [[0, 1, 2, 3], [4, -1, -1, -1]]
+    assert batches[1]["size"].tolist() == [[18, 24], [0, 0], [0, 0], [0, 0]]
     split = camvid.split("val")
     for batch in batches:
         assert batch["image"].shape == (4, 19, 27, 3)
