@@ -4,6 +4,8 @@ Differences from the paper: none. Above the output stride a stride becomes an at
 DeepLab (arXiv 1606.00915, section 3.1); the last 1x1 convolution to 1280 channels belongs to the classifier alone.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,15 @@ class InvertedResidual(nn.Module):
       features: output channels.
       expansion: factor of the hidden channels; 1 leaves the first convolution out.
       strides, dilation: of the depthwise convolution.
+      residual: add the input where the channels match. Goes by the stride of the paper's table: a unit that gives up
+        its stride for a rate must not win a residual.
     """
 
     features: int
     expansion: int
     strides: int = 1
     dilation: int = 1
+    residual: bool = True
     padding: str = "same"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
@@ -43,7 +48,7 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the block's output and, as a tap, what its depthwise convolution gives."""
-        shared = {"norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
         hidden = x.shape[-1] * self.expansion
         y = x
         if self.expansion > 1:
@@ -60,7 +65,7 @@ class InvertedResidual(nn.Module):
             **shared,
         )(y, train)
         y = ConvNorm(self.features, activation=None, name="project", **shared)(depthwise, train)
-        if self.strides == 1 and x.shape[-1] == self.features:
+        if self.residual and x.shape[-1] == self.features:
             y = y + x
         return y, depthwise
 
@@ -78,7 +83,7 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """`[*b, h, w, 3]` -> features by stride, and the taps `block0` .. `block16` and `s<stride>_depthwise`."""
-        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         unit = nn.remat(InvertedResidual, static_argnums=(2,)) if self.remat else InvertedResidual
         x = ConvNorm(divisible_by_8(32 * self.width), 3, strides=2, activation=nn.relu6, name="conv", **shared)(
             image, train
@@ -97,6 +102,7 @@ class MobileNetV2(nn.Module):
                     expansion,
                     strides=strides,
                     dilation=unit_rate,
+                    residual=i > 0 or first_stride == 1,
                     name=f"block{index}",
                     **shared,
                 )

@@ -1,8 +1,11 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) as a dense feature extractor.
 
 Differences from the paper: the stride of a bottleneck stands in its 3x3 convolution as in torchvision ("v1.5"), or in
-the first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an atrous rate.
+the first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an
+atrous rate.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,7 +45,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h', w', 4 features]`."""
-        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
         y = ConvNorm(self.features, strides=first, name="conv1", **shared)(x, train)
         y = ConvNorm(self.features, 3, strides=second, dilation=self.dilation, name="conv2", **shared)(y, train)
@@ -67,13 +70,13 @@ class Basic(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h', w', features]`."""
-        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         y = ConvNorm(self.features, 3, strides=self.strides, dilation=self.dilation, name="conv1", **shared)(x, train)
         y = ConvNorm(self.features, 3, dilation=self.dilation, activation=None, name="conv2", **shared)(y, train)
         return nn.relu(y + _shortcut(self, x, train, shared))
 
 
-def _shortcut(unit: Bottleneck | Basic, x: jax.Array, train: bool, shared: dict) -> jax.Array:
+def _shortcut(unit: Bottleneck | Basic, x: jax.Array, train: bool, shared: dict[str, Any]) -> jax.Array:
     if not unit.project_shortcut:
         return x
     features = unit.features * unit.expansion
@@ -96,7 +99,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """`[*b, h, w, 3]` -> features by stride, and the taps `stage1` .. `stage4`."""
-        shared = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         x = ConvNorm(self.width, 7, strides=2, name="stem", **shared)(image, train)
         features = {"s2": x}
         pads = "SAME" if self.padding == "same" else ((1, 1), (1, 1))

@@ -55,7 +55,7 @@ class AuxiliaryHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Mapping[str, jax.Array], size: tuple[int, int], train: bool) -> jax.Array:
+    def __call__(self, features: Mapping[str, jax.Array], size: Sequence[int], train: bool) -> jax.Array:
         """Logits `[*b, *size, classes]`, float32."""
         check_tap(features, self.tap, option="aux_tap")
         x = features[self.tap]

@@ -1,8 +1,8 @@
 """DeepLab v3: rethinking atrous convolution (Chen et al. 2017, arXiv 1706.05587).
 
 Differences from the paper: ASPP's concatenation has image pooling first, as in TensorFlow's release. Two published
-forms are options: torchvision's (`head_convolution=True`, `alignment="half_pixel"`, rates of (12, 24, 36) at output stride 8)
-and TF-slim's MobileNetV2 (`aspp_rates=()`, `norm_epsilon=1e-3`: no 3x3 branches, no decoder).
+forms are options: torchvision's (`head_convolution=True`, `alignment="half_pixel"`, `output_stride=8`) and TF-slim's
+MobileNetV2 (`aspp_rates=()`, `norm_epsilon=1e-3`: no 3x3 branches, no decoder).
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ def build(
     """
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3")
     norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
-    fixed = {
+    fixed: dict[str, Any] = {
         "output_stride": output_stride,
         "norm_momentum": norm_momentum,
         "freeze_norm": freeze_norm or freeze_backbone_norm,
@@ -116,7 +116,7 @@ def build(
     extractor = call_with_options(
         resolve("backbones", backbone), dict(backbone_options or {}), where="config.model.backbone_options", **fixed
     )
-    shared = {"norm": norm, "dtype": dtype}
+    shared: dict[str, Any] = {"norm": norm, "dtype": dtype}
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3")
     return DeepLabV3(
         backbone=extractor,

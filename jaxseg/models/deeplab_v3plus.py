@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, low_level: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c]`, `[*b, H, W, l] -> [*b, H, W, features]`."""
-        shared = {"norm": self.norm, "dtype": self.dtype}
+        shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
         low = ConvNorm(self.low_level_features, name="low_level", **shared)(low_level, train)
         x = resize(x, low.shape[-3:-1], alignment=self.alignment)
         x = jnp.concatenate([x, low], axis=-1)
@@ -135,7 +135,7 @@ def build(
     """
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3plus")
     norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
-    fixed = {
+    fixed: dict[str, Any] = {
         "output_stride": output_stride,
         "norm_momentum": norm_momentum,
         "freeze_norm": freeze_norm or freeze_backbone_norm,
@@ -146,7 +146,7 @@ def build(
     extractor = call_with_options(
         resolve("backbones", backbone), options, where="config.model.backbone_options", **fixed
     )
-    shared = {"norm": norm, "dtype": dtype}
+    shared: dict[str, Any] = {"norm": norm, "dtype": dtype}
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3plus")
     return DeepLabV3Plus(
         backbone=extractor,

@@ -56,11 +56,12 @@ def conv(
     strides, dilation = _pair(strides, "strides"), _pair(dilation, "dilation")
     _check(x, kernel, groups)
     *batch, h, w, c = x.shape
+    kh, kw = kernel.shape[:2]
     if padding == "VALID" and any((k - 1) * d >= n for k, d, n in zip(kernel.shape, dilation, (h, w), strict=False)):
         raise ValueError(
             f"kernel {kernel.shape[:2]} at rate {dilation} does not fit the image {(h, w)} without padding"
         )
-    pads = explicit_padding(padding, size=(h, w), kernel_size=kernel.shape[:2], strides=strides, dilation=dilation)
+    pads = explicit_padding(padding, size=(h, w), kernel_size=(kh, kw), strides=strides, dilation=dilation)
     kernel, pads = _without_blind_taps(kernel, (h, w), strides, pads, dilation)
     images = x if len(batch) == 1 else x.reshape(-1, h, w, c)
     if kernel.shape[:2] == (1, 1) and groups == 1:

@@ -1,7 +1,7 @@
 """1x1 convolution as a matrix product, on every platform, with a kernel gradient that suits a CPU.
 
-TPUs and GPUs make the same of a 1x1 convolution and of a product. A CPU's convolution takes the whole image as its window
-for the kernel gradient. Milliseconds on two cores, float32, kernel gradient:
+TPUs and GPUs make the same of a 1x1 convolution and of a product. A CPU's convolution takes the whole image as its
+window for the kernel gradient. Milliseconds on two cores, float32, kernel gradient:
 
 | input, channels         | convolution | x^T g | product an image |
 |-------------------------|-------------|-------|------------------|

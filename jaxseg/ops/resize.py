@@ -1,6 +1,7 @@
 """Resizing whose convention is always stated: half_pixel or align_corners, bilinear or nearest, never antialiased."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def _matrix(length: int, size: int, alignment: str, method: str) -> np.ndarray:
     return matrix
 
 
-def resize(x: jax.Array, size: tuple[int, int], *, alignment: str, method: str = "bilinear") -> jax.Array:
+def resize(x: jax.Array, size: Sequence[int], *, alignment: str, method: str = "bilinear") -> jax.Array:
     """Resizes h and w of channels-last images.
 
     Each output sample is a weighted sum of at most 2 x 2 input samples (no antialiasing when it shrinks). On a CPU the

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,8 +54,8 @@ def load_weights(path: str | pathlib.Path, variables: Any, *, table: str, scope:
     names = resolve("weights.tables", table, "TABLE")
     ignored = resolve("weights.tables", table, "IGNORED")
     flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
-    wanted = {_relative(_flat_name(key), scope): i for i, (key, _) in enumerate(flat)}
-    wanted.pop(None, None)
+    named = ((_relative(_flat_name(key), scope), i) for i, (key, _) in enumerate(flat))
+    wanted = {name: i for name, i in named if name is not None}
     if not wanted:
         raise JaxsegError(f"config.weights.scope = {scope!r}: the network has no variables below that name.")
     leaves = [leaf for _, leaf in flat]
@@ -82,13 +83,16 @@ def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       JaxsegError: no such file, not an .npz file, truncated, or with pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        # Opened here: where the archive is broken, np.load leaves the file that it opened itself open.
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise JaxsegError(f"{path} is not an .npz file of named arrays.")
-            return {name: file[name] for name in file.files}
+            with archive:
+                return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise JaxsegError(f"{path}: no such file (config.weights.path).") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise JaxsegError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
 
 
