@@ -127,6 +127,17 @@ def test_frozen_norm_keeps_its_statistics(freeze):
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_which_norms_the_options_freeze(module):
+    def frozen(**options):
+        model = module.build(num_classes=3, backbone="resnet50", **options)
+        return model.backbone.norm.frozen, model.aspp.norm.frozen
+
+    assert frozen() == (False, False)
+    assert frozen(freeze_norm=True) == (True, True)
+    assert frozen(freeze_backbone_norm=True) == (True, False)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_errors_of_build(module):
     with pytest.raises(JaxsegError, match="output_stride = 12"):
         module.build(num_classes=3, output_stride=12)
