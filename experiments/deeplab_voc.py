@@ -49,7 +49,7 @@ def demo() -> ConfigDict:
         }
     )
     config.data.update({"name": "shapes", "crop_size_px": (128, 128), "scale_range": (0.75, 1.5)})
-    config.train.update({"batch_size": 16, "total_steps": 600, "log_every_steps": 10, "ema_decay": 0.99})
+    config.train.update({"batch_size": 16, "total_steps": 1_000, "log_every_steps": 10, "ema_decay": 0.99})
     config.optimizer = ConfigDict(
         {
             "name": "adamw",
@@ -57,6 +57,6 @@ def demo() -> ConfigDict:
             "rules": ({"pattern": r"/(bias|scale)$"}, {"pattern": r".*", "weight_decay": 1e-2}),
         }
     )
-    config.evaluate.update({"every_steps": 200, "batch_size": 8})
-    config.checkpoint.update({"every_steps": 200, "keep": 2})
+    config.evaluate.update({"every_steps": 250, "batch_size": 8})
+    config.checkpoint.update({"every_steps": 250, "keep": 2})
     return config

@@ -32,11 +32,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def camvid() -> ConfigDict:
-    """A trained network is well conditioned: rounding differs between devices, and a random one multiplies it."""
+    """Ten steps of the paper's optimiser at a rate that does not multiply rounding.
+
+    At the paper's 0.007 without a warm-up, changing each parameter by one rounding (6e-8) on one device changes the loss
+    by 4e-5 at step 3 and by 8e-4 at step 7: a comparison of devices would measure that and not the devices.
+    """
     config = street()
     config.data.update({"manual_dir": str(DATA / "camvid"), "crop_size_px": (128, 144), "workers": 1})
     config.weights.path = str(DATA / "weights" / "mobilenet_v2_1.0_224_imagenet.npz")
     config.train.update({"batch_size": 8, "total_steps": 10, "log_every_steps": 1})
     config.optimizer = defaults().optimizer
+    config.optimizer.schedule.base = 0.0005
     config.checkpoint.every_steps = 10
     return config
