@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def camvid() -> ConfigDict:
     """Ten steps of the paper's optimiser at a rate that does not multiply rounding.
 
-    At the paper's 0.007 without a warm-up, changing each parameter by one rounding (6e-8) on one device changes the loss
+    At the paper's 0.007 without a warm-up, one rounding (6e-8) of each parameter on the same device changes the loss
     by 4e-5 at step 3 and by 8e-4 at step 7: a comparison of devices would measure that and not the devices.
     """
     config = street()
