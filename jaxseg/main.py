@@ -139,7 +139,12 @@ def main(arguments: Sequence[str]) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         fail("Interrupted; the last checkpoint is whole.")
+    except OSError as error:
+        fail(f"{error}. Correct the path or its permissions, or make room on the disk; the last checkpoint is whole.")
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            print("jaxseg: out of memory. Take a smaller config.train.batch_size,", file=sys.stderr)
+            print("more config.train.accumulation_steps, or a smaller config.data.crop_size_px.", file=sys.stderr)
         print(f"jaxseg: {type(error).__name__}: {error}", file=sys.stderr)
         print("This is not an error that jaxseg foresees: please report it with the traceback below.", file=sys.stderr)
         traceback.print_exc()

@@ -26,6 +26,13 @@ from jaxseg.train.step import make_train_step
 from jaxseg.weights.load import load_weights
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+COUNTS = (
+    "train.total_steps",
+    "train.accumulation_steps",
+    "train.log_every_steps",
+    "evaluate.every_steps",
+    "checkpoint.every_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +143,10 @@ def make_training(run: Run) -> Training:
     """The train step and the initial state of a run."""
     config = run.config
     options = config.train
-    if options.total_steps < 1 or options.accumulation_steps < 1:
-        raise JaxsegError("config.train.total_steps and config.train.accumulation_steps must be at least 1.")
+    for key in COUNTS:
+        section, _, name = key.partition(".")
+        if config[section][name] < 1:
+            raise JaxsegError(f"config.{key} = {config[section][name]} must be at least 1.")
     if not 0 <= options.ema_decay < 1:
         raise JaxsegError(f"config.train.ema_decay = {options.ema_decay} must lie in [0, 1).")
     accumulation = options.accumulation_steps

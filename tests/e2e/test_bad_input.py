@@ -19,6 +19,7 @@ MISTAKES = {
     "data set name": (["--config.data.name=shape"], "shapes"),
     "dtype": (["--config.train.compute_dtype=bfloat"], "bfloat16"),
     "batch and devices": (["--cpu_devices=3"], "config.train.batch_size = 4 does not divide by 3"),
+    "count": (["--config.evaluate.every_steps=0"], "config.evaluate.every_steps = 0 must be at least 1"),
     "mesh": (["--config.mesh.fsdp=3"], "does not fit"),
     "split": (["--config.data.train_split=trian"], "train"),
     "predict without input": (["--mode=predict"], "--input"),
@@ -62,3 +63,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_examples(tmp_path):
     assert "The loss is" in text and " at step " in text and "on the examples" in text
     assert "Traceback" not in text
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_work_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    text = finish(command(tmp_path / "file" / "run"), tmp_path / "log", expect=2)
+    assert str(tmp_path / "file") in text and "Correct the path" in text and "Traceback" not in text
