@@ -48,7 +48,9 @@ def demo() -> ConfigDict:
             **INCEPTION,
         }
     )
-    config.data.update({"name": "shapes", "crop_size_px": (128, 128), "scale_range": (0.75, 1.5)})
+    # 16 k + 1 pixels: only there do the corners of all strides' maps lie on corner pixels, as align_corners assumes.
+    config.data.update({"name": "shapes", "crop_size_px": (129, 129), "scale_range": (0.75, 1.5)})
+    config.data.evaluate_size_px = (177, 225)
     config.train.update({"batch_size": 16, "total_steps": 1_000, "log_every_steps": 10, "ema_decay": 0.99})
     config.optimizer = ConfigDict(
         {

@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = voc("demo")
     config.model.backbone_options.width = 0.25
     config.model.update({"aspp_channels": 16, "decoder_channels": 16, "low_level_channels": 8})
-    config.data.update({"crop_size_px": (48, 56), "workers": 2})
+    config.data.update({"crop_size_px": (48, 56), "evaluate_size_px": (), "workers": 2})
     config.data.color_jitter.update({"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05})
     config.data.builder = ConfigDict(
         {"train_count": 24, "val_count": 6, "min_size_px": (48, 48), "max_size_px": (64, 72)}
