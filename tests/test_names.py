@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from jaxseg.core.names import call_with_options, known_names, resolve
 from jaxseg.core.types import DatasetInfo
-from jaxseg.losses.reduction import compose
+from jaxseg.losses.composition import compose
 from jaxseg.train.optim import make_optimizer
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

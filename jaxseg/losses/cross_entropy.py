@@ -1,15 +1,14 @@
 """Softmax cross-entropy per pixel, with class weights and label smoothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.losses.reduction import PixelLoss, checked_inputs
-
-NORMALIZERS = ("valid_pixels", "class_weights")
+from jaxseg.losses.inputs import checked_class_weights, checked_inputs, checked_pixel_weights
+from jaxseg.losses.reduction import Loss, pixel_counts
 
 
 def build(
@@ -17,53 +16,42 @@ def build(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     normalizer: str = "valid_pixels",
-) -> PixelLoss:
+) -> Loss:
     """The loss `cross_entropy` of a config.
 
     Args:
       label_smoothing: share of the target that is spread over all classes, in [0, 1).
       class_weights: one non-negative weight a class, or None.
       normalizer: what the sum is divided by: `valid_pixels` counts pixels (Caffe, SegNet); `class_weights` adds up the
-        weights of the pixels' classes (PyTorch). The two differ by a factor that depends on the data.
+        weights of the pixels' classes (PyTorch), a factor that depends on the data; `all_pixels` counts void too;
+        `images` leaves the sum over an image's pixels (the published FCN and U-Net).
 
     Returns:
-      `(logits, labels, *, where) -> float32 per pixel`, see `cross_entropy`.
+      A loss with one value per pixel, see `cross_entropy`.
 
     Raises:
       JaxsegError: an option is out of its range.
     """
     if not 0 <= label_smoothing < 1:
         raise JaxsegError(f"config.loss.cross_entropy.label_smoothing = {label_smoothing} is not in [0, 1).")
-    if normalizer not in NORMALIZERS:
-        raise JaxsegError(
-            f"config.loss.cross_entropy.normalizer = {normalizer!r} is not one of {', '.join(NORMALIZERS)}."
-        )
     weights = None if class_weights is None else tuple(float(w) for w in class_weights)
     if weights is not None and not all(0 <= w < float("inf") for w in weights):
         raise JaxsegError(f"config.loss.cross_entropy.class_weights = {weights}: weights are finite and not negative.")
-    if weights is None and normalizer == "class_weights":
-        raise JaxsegError("config.loss.cross_entropy.normalizer = 'class_weights' needs class_weights.")
 
-    def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike) -> jax.Array:
+    def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
 
-    pixel_weights: Callable[..., jax.Array] | None = None
-    if weights is not None and normalizer == "class_weights":
-
-        def pixel_weights(labels: ArrayLike, *, where: ArrayLike) -> jax.Array:
-            safe = jnp.where(jnp.asarray(where), jnp.asarray(labels), 0)
-            return jnp.where(jnp.asarray(where), jnp.asarray(weights, jnp.float32)[safe], 0.0)
-
-    return PixelLoss(values, pixel_weights)
+    return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights))
 
 
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    where: ArrayLike,
+    where: ArrayLike | None = None,
     label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    class_weights: ArrayLike | Sequence[float] | None = None,
+    pixel_weights: ArrayLike | None = None,
 ) -> jax.Array:
     """Minus the log of the softmax probability of the true class, per pixel.
 
@@ -75,23 +63,24 @@ def cross_entropy(
     Args:
       logits: float `[*b, h, w, c]`.
       labels: integers `[*b, h, w]`; class ids inside `where`, anything outside.
-      where: bool `[*b, h, w]`, the pixels that count.
+      where: bool `[*b, h, w]`, the pixels that count; None: all.
       label_smoothing: `e`, in [0, 1).
-      class_weights: c weights.
+      class_weights: c weights, finite and not negative.
+      pixel_weights: `[*b, h, w]`, a factor for each pixel, for example U-Net's border weights.
 
     Returns:
       float32 `[*b, h, w]`, 0 outside `where`. Logits (ln .8, ln .2) with label 0 give 0.22314.
 
     Raises:
       TypeError: labels are not integers, `where` is not bool, or logits are not floats.
-      ValueError: shapes do not fit each other.
+      ValueError: shapes do not fit each other, and, outside of jit, a label that is no class id, a negative weight, or
+        probabilities in place of logits.
 
     Reference: the smoothing is Szegedy et al., arXiv 1512.00567, section 7; with weights it is PyTorch's formula.
     """
     logits, labels, where = checked_inputs(logits, labels, where)
-    weights = None if class_weights is None else jnp.asarray(class_weights, logits.dtype)
-    if weights is not None and weights.shape != logits.shape[-1:]:
-        raise ValueError(f"class_weights has {weights.shape} values, the logits have {logits.shape[-1]} classes")
+    weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
+    factors = checked_pixel_weights(pixel_weights, where, logits.dtype)
     loss = _negative_log_likelihood(logits, labels, where)
     if weights is not None:
         loss = loss * weights[jnp.where(where, labels, 0)]
@@ -102,7 +91,7 @@ def cross_entropy(
         spread = spread if weights is None else spread * weights
         uniform = jnp.where(where, jnp.mean(spread, axis=-1), 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
-    return loss
+    return loss if factors is None else loss * factors
 
 
 @jax.custom_vjp

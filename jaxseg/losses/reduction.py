@@ -1,131 +1,95 @@
-"""The one place that sums, counts and composes losses, so that a batch split in any way gives the same number."""
+"""The one place that sums and counts, so that a batch split in any way gives the same number."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.core.names import call_with_options, resolve
+
+NORMALIZERS = ("valid_pixels", "class_weights", "all_pixels", "images")
+Counts = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelLoss:
-    """A loss with one value per pixel.
+class Loss:
+    """A loss of a config, before its reduction; its number is `sum(values) / sum(counts)`, 0 where nothing counts.
 
     Attributes:
-      values: `(logits [*b, h, w, c], labels [*b, h, w], *, where) -> float32 [*b, h, w]`.
-      pixel_weights: `(labels, *, where) -> float32 [*b, h, w]`, what a pixel adds to the count; None: 1 a valid pixel.
+      values: `(logits [*b, h, w, c], labels, *, where) -> float32 [*r]`: a value a pixel `[*b, h, w]`, or a region:
+        an image and class `[*b, c]`, an image `[*b]`. What does not count is 0.
+      counts: `(labels, *, where, num_classes) -> float32`, of any shape: what the values' sum is divided by. It comes
+        from the labels alone, so that the divisor of a whole batch is known before its first part is computed.
+      whole_batch: the value of one image depends on the others (pooled Dice, a common threshold), so that parts of a
+        batch do not add up. The train step then computes all logits before the loss.
     """
 
     values: Callable[..., jax.Array]
-    pixel_weights: Callable[..., jax.Array] | None = None
+    counts: Counts
+    whole_batch: bool = False
 
-    def __call__(self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike) -> jax.Array:
+    def __call__(self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         """The values, unreduced."""
         return self.values(logits, labels, where=where)
 
+    def divisor(self, labels: ArrayLike, *, where: ArrayLike | None = None, num_classes: int) -> jax.Array:
+        """The sum of the counts, a float32 scalar."""
+        return jnp.sum(self.counts(labels, where=where, num_classes=num_classes))
 
-def checked_inputs(logits: ArrayLike, labels: ArrayLike, where: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits as float32 (float64 stays), labels and mask as arrays, after a check of types and shapes.
-
-    Args:
-      logits: float `[*b, h, w, c]`.
-      labels: integers `[*b, h, w]`.
-      where: bool `[*b, h, w]`.
-
-    Raises:
-      TypeError: labels are not integers, `where` is not bool, or logits are not floats.
-      ValueError: shapes do not fit each other.
-    """
-    logits, labels, where = jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(where)
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"logits must be floats, not {logits.dtype}")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, not {labels.dtype}")
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"where must be bool, not {where.dtype}")
-    if logits.ndim < 1 or logits.shape[:-1] != labels.shape or labels.shape != where.shape:
-        raise ValueError(
-            f"logits {logits.shape}, labels {labels.shape} and where {where.shape} do not fit: "
-            "labels and where take the shape of the logits without the classes"
-        )
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)  # a class id may exceed the range of a narrow type
-    return logits.astype(logits.dtype if logits.dtype.itemsize > 4 else jnp.float32), labels, where
+    def mean(self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+        """The loss as one scalar."""
+        classes = jnp.asarray(logits).shape[-1]
+        divisor = self.divisor(labels, where=where, num_classes=classes)
+        return divide(jnp.sum(self(logits, labels, where=where)), divisor)
 
 
-def sum_and_count(
-    values: ArrayLike, where: ArrayLike, *, pixel_weights: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """`(sum over where of values, number of pixels in where)`; add both up over parts, then divide once.
+def divide(total: jax.Array, divisor: jax.Array) -> jax.Array:
+    """`total / divisor`, and 0 with zero gradients where nothing counts (`divisor` is 0)."""
+    counted = divisor > 0
+    return jnp.where(counted, total / jnp.where(counted, divisor, 1).astype(total.dtype), jnp.zeros((), total.dtype))
+
+
+def pixel_counts(*, normalizer: str = "valid_pixels", class_weights: Sequence[float] | None = None) -> Counts:
+    """What a loss with a value a pixel is divided by.
 
     Args:
-      values: float `[*s]`.
-      where: bool `[*s]`.
-      pixel_weights: float `[*s]`; where given, the count is their sum over `where`.
+      normalizer: `valid_pixels`: pixels in `where` (Caffe, SegNet); `class_weights`: the weights of their classes
+        (PyTorch); `all_pixels`: void counts too, so that images weigh the same whatever is void in them; `images`:
+        images, which leaves the sum over pixels (the published FCN and U-Net).
+      class_weights: weights for `class_weights`.
 
     Returns:
-      Two scalars of the values' type. The number of pixels is counted in int32: float32 would stop at 2^24.
+      `(labels [*b, h, w] or, for multi-label losses, [*b, h, w, c], *, where, num_classes) -> float32 [images]`.
 
     Raises:
-      ValueError: shapes do not fit each other.
+      JaxsegError: an unknown normalizer, or one without its weights.
     """
-    values, where = jnp.asarray(values), jnp.asarray(where)
-    if values.shape != where.shape:
-        raise ValueError(f"values {values.shape} and where {where.shape} differ in shape")
-    total = jnp.sum(jnp.where(where, values, 0.0))
-    if pixel_weights is None:
-        return total, jnp.sum(where, dtype=jnp.int32).astype(values.dtype)
-    pixel_weights = jnp.asarray(pixel_weights)
-    if pixel_weights.shape != where.shape:
-        raise ValueError(f"pixel_weights {pixel_weights.shape} and where {where.shape} differ in shape")
-    return total, jnp.sum(jnp.where(where, pixel_weights, 0.0)).astype(values.dtype)
+    if normalizer not in NORMALIZERS:
+        raise JaxsegError(f"normalizer = {normalizer!r} is not one of {', '.join(NORMALIZERS)}.")
+    if normalizer == "class_weights" and class_weights is None:
+        raise JaxsegError("normalizer = 'class_weights' needs class_weights.")
+
+    def counts(labels: ArrayLike, *, where: ArrayLike | None = None, num_classes: int) -> jax.Array:
+        labels = jnp.asarray(labels)
+        where = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+        inside = tuple(range(max(0, where.ndim - 2), where.ndim))
+        if normalizer == "class_weights":
+            weights = jnp.asarray(class_weights, jnp.float32)
+            per_pixel = jnp.where(where, weights[jnp.where(where, labels, 0)], 0.0)
+            return jnp.sum(per_pixel, axis=inside)
+        if normalizer == "valid_pixels":
+            # Integers an image: float32 would stop counting at 2^24.
+            return jnp.sum(where, axis=inside, dtype=jnp.int32).astype(jnp.float32)
+        size = where.shape[-2] * where.shape[-1] if where.ndim > 1 else where.size
+        return jnp.full(where.shape[:-2], size if normalizer == "all_pixels" else 1, jnp.float32)
+
+    return counts
 
 
-def compose(loss_config: Mapping[str, Any]) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The loss of a config: `sum over terms of weight * term`, as a sum and a count.
-
-    Args:
-      loss_config: name -> weight, or name -> {"weight": ..., options of that loss's build()}; weight is 1 by default.
-        `{"cross_entropy": 1.0}`, `{"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}}`.
-
-    Returns:
-      `(logits [*b, h, w, c], labels [*b, h, w], *, where) -> (sum, count)`, two float32 scalars. Divide after adding
-      up devices and accumulation steps; the count is 0 where no pixel is valid.
-
-    Raises:
-      JaxsegError: no term, an unknown name or option (with near matches), a bad weight, or terms that count
-        differently, whose sums cannot share one division.
-    """
-    terms: list[tuple[str, float, Callable[..., jax.Array]]] = []
-    for name, entry in dict(loss_config).items():
-        options = dict(entry) if isinstance(entry, Mapping) or hasattr(entry, "items") else {"weight": entry}
-        weight = options.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise JaxsegError(
-                f"config.loss.{name} has the weight {weight!r}; it takes a finite number that is not negative."
-            )
-        term = call_with_options(resolve("losses", name), options, where=f"config.loss.{name}")
-        if weight:
-            terms.append((name, float(weight), term))
-    if not terms:
-        raise JaxsegError(
-            'config.loss has no term with a weight above 0; give one, for example {"cross_entropy": 1.0}.'
-        )
-    counters = [getattr(term, "pixel_weights", None) for _, _, term in terms]
-    if len(terms) > 1 and any(counters):
-        raise JaxsegError(
-            f"config.loss adds {', '.join(name for name, _, _ in terms)}, and one of them divides by class weights. "
-            "Terms that are added are divided by the same count: set normalizer = 'valid_pixels'."
-        )
-
-    def loss(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        values = sum(weight * term(logits, labels, where=where) for _, weight, term in terms)
-        shares = counters[0](labels, where=where) if counters[0] else None
-        return sum_and_count(values, where, pixel_weights=shares)
-
-    return loss
+def image_counts(labels: ArrayLike, *, where: ArrayLike | None = None, num_classes: int) -> jax.Array:
+    """1 for each image with a valid pixel, float32 `[*b]`."""
+    labels = jnp.asarray(labels)
+    where = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+    return jnp.any(where, axis=(-2, -1)).astype(jnp.float32)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxseg.core.errors import NonFiniteLossError
@@ -45,7 +44,7 @@ class Meter:
 class StepResult:
     """A step's metrics on the device; reading them waits for the step."""
 
-    def __init__(self, step: int, index: np.ndarray, metrics: dict[str, jax.Array]):
+    def __init__(self, step: int, index: np.ndarray, metrics: dict[str, Any]):
         self.step, self._index, self._metrics = step, index, metrics
 
     def check(self, name_of: Callable[[int], str]) -> None:
@@ -68,5 +67,7 @@ class StepResult:
         )
 
     def values(self) -> dict[str, float]:
-        """The scalars as Python numbers."""
-        return {name: float(value) for name, value in self._metrics.items() if value.ndim == 0}
+        """The scalars as Python numbers; the terms of a loss that has several as `loss/<name>`."""
+        terms = {f"loss/{name}": value for name, value in self._metrics.get("terms", {}).items()}
+        scalars = {name: self._metrics[name] for name in ("loss", "learning_rate", "gradient_norm")}
+        return {name: float(value) for name, value in (scalars | terms).items()}

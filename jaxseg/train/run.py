@@ -19,7 +19,7 @@ from jaxseg.core.types import DatasetInfo
 from jaxseg.data.dataset import Dataset, open_dataset
 from jaxseg.evaluate.split import Evaluator
 from jaxseg.inference.predictor import Predictor
-from jaxseg.losses.reduction import compose
+from jaxseg.losses.composition import compose
 from jaxseg.train.optim import make_optimizer
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import make_train_step

@@ -12,43 +12,12 @@ from jax.sharding import Mesh
 from jaxseg.core.mesh import batch_sharding, replicated
 from jaxseg.core.rng import step_keys
 from jaxseg.core.types import Batch
+from jaxseg.train.gradients import batch_gradients
+from jaxseg.train.objective import Objective
 from jaxseg.train.optim import Schedule
 from jaxseg.train.state import TrainState, state_shardings
 
 TRAINED_FIELDS = ("image", "label")
-
-
-def split_rows(batch: Batch, parts: int) -> Batch:
-    """`[b, ...]` to `[parts, b / parts, ...]`; row r goes to part r % parts, so that no row changes its device."""
-    return {k: v.reshape(-1, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
-
-
-def accumulate(objective: Callable[..., Any], state: TrainState, batch: Batch, keys: Any, parts: int) -> Any:
-    """Gradient of the summed loss, the sum, the count, the model state after all parts, and per-row finiteness."""
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
-        (total, extras), grads = gradient(state.params, state.model_state, batch, keys)
-        return grads, total, extras["count"], extras["model_state"], extras["row_finite"]
-
-    def one(carry: Any, inputs: Any) -> Any:
-        grads, total, count, model_state = carry
-        part, number = inputs
-        part_keys = {name: jax.random.fold_in(key, number) for name, key in keys.items()}
-        (part_total, extras), part_grads = gradient(state.params, model_state, part, part_keys)
-        carry = (
-            jax.tree.map(jnp.add, grads, part_grads),
-            total + part_total,
-            count + extras["count"],
-            extras["model_state"],
-        )
-        return carry, extras["row_finite"]
-
-    zero = jnp.zeros((), jnp.float32)
-    start = (jax.tree.map(jnp.zeros_like, state.params), zero, zero, state.model_state)
-    (grads, total, count, model_state), finite = jax.lax.scan(
-        one, start, (split_rows(batch, parts), jnp.arange(parts, dtype=jnp.int32))
-    )
-    return grads, total, count, model_state, finite.swapaxes(0, 1).reshape(-1)
 
 
 def moving_average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
@@ -59,7 +28,7 @@ def moving_average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
 
 
 def make_train_step(
-    objective: Callable[..., Any],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     *,
@@ -70,7 +39,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the given state is donated.
 
-    The loss is `sum / count` over the valid pixels of the global batch, whatever the devices and accumulation steps.
+    The loss is that of the global batch, whatever the devices and accumulation steps.
 
     Args:
       objective: from `jaxseg.train.objectives`.
@@ -84,25 +53,24 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = step_keys(jax.random.wrap_key_data(state.rng), state.step, ("dropout",))
-        grads, total, count, model_state, row_finite = accumulate(objective, state, batch, keys, accumulation_steps)
-        divisor = jnp.maximum(count, 1e-12)
-        grads = jax.tree.map(lambda g: g / divisor, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        found = batch_gradients(objective, state, batch, keys, accumulation_steps)
+        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": total / divisor,
+            "loss": found.loss,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "gradient_norm": optax.tree.norm(grads),
-            "row_finite": row_finite,
+            "gradient_norm": optax.tree.norm(found.grads),
+            "terms": found.terms,
+            "row_finite": found.row_finite,
         }
         ema = moving_average(state.ema, params, state.step, ema_decay) if ema_decay else None
         state = dataclasses.replace(
-            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+            state, step=state.step + 1, params=params, model_state=found.model_state, opt_state=opt_state, ema=ema
         )
         return state, metrics
 
     shardings = state_shardings(state, mesh)
-    metric_shardings = dict.fromkeys(("loss", "learning_rate", "gradient_norm"), replicated(mesh))
+    metric_shardings = dict.fromkeys(("loss", "learning_rate", "gradient_norm", "terms"), replicated(mesh))
     return jax.jit(
         train_step,
         donate_argnums=0,

@@ -9,7 +9,10 @@ import pytest
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import make_mesh, put_batch
 from jaxseg.core.rng import base_key
-from jaxseg.losses.reduction import compose
+from jaxseg.losses import cross_entropy
+from jaxseg.losses.composition import Composition
+from jaxseg.losses.inputs import masked_softmax
+from jaxseg.losses.reduction import Loss
 from jaxseg.train.meter import StepResult
 from jaxseg.train.objectives.supervised import build
 from jaxseg.train.optim import make_optimizer
@@ -43,7 +46,23 @@ def batch_of(rows, seed=0):
     return {"image": rng.integers(0, 256, (rows, 6, 5, 3)).astype(np.uint8), "label": label}
 
 
-def training(model, devices=1, *, aux=0.0, clip=0.0, fsdp=1, **step_options):
+def pooled_square():
+    """A loss whose value depends on the whole batch: the square of the mean probability of class 0."""
+
+    def values(logits, labels, *, where):
+        mask = where & (labels == labels)
+        return jnp.square(
+            jnp.sum(masked_softmax(logits, mask)[..., 0]) / jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1.0)
+        )
+
+    return Loss(values, lambda labels, *, where, num_classes: jnp.any(where).astype(jnp.float32), whole_batch=True)
+
+
+ADDING = {"cross_entropy": (lambda step: jnp.ones(()), cross_entropy.build())}
+POOLED = ADDING | {"pooled": (lambda step: jnp.asarray(5.0), pooled_square())}
+
+
+def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, **step_options):
     mesh = make_mesh({"data": -1, "fsdp": fsdp, "space": 1}, devices=jax.devices()[:devices])
     variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, jnp.zeros((1, 6, 5, 3)), train=False))(
         base_key(1)
@@ -57,7 +76,7 @@ def training(model, devices=1, *, aux=0.0, clip=0.0, fsdp=1, **step_options):
     optimizer, schedule = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip)
     objective = build(
         model=model,
-        loss=compose({"cross_entropy": 1.0}),
+        loss=Composition(terms),
         loss_aux_weight=aux,
         image_mean=(127.5,) * 3,
         image_std=(127.5,) * 3,
@@ -88,12 +107,32 @@ def test_the_loss_is_the_mean_over_valid_pixels_of_the_whole_batch():
     np.testing.assert_allclose(losses[0], expected, rtol=1e-6)
 
 
-def test_accumulation_gives_the_update_of_the_whole_batch():
-    batch = batch_of(4)
-    whole, losses = run(Tiny(norm=False), batch)
-    parts, part_losses = run(Tiny(norm=False), batch, accumulation_steps=2)
+@pytest.mark.parametrize("terms", [ADDING, POOLED])
+@pytest.mark.parametrize(("devices", "head"), [(1, False), (2, True)])
+def test_accumulation_gives_the_update_of_the_whole_batch(terms, devices, head):
+    batch, options = batch_of(4), {"terms": terms, "aux": 0.5 if head else 0.0}
+    batch["label"][1] = VOID  # the parts hold different numbers of valid pixels
+    whole, losses = run(Tiny(norm=False, head=head), batch, **options)
+    parts, part_losses = run(Tiny(norm=False, head=head), batch, devices, accumulation_steps=2, **options)
     np.testing.assert_allclose(losses, part_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.params, parts.params)
+
+
+def test_a_pooled_loss_sees_every_part_and_the_terms_are_shown():
+    batch = batch_of(4)
+    mesh, state, step = training(Tiny(dropout=0.3), terms=POOLED, accumulation_steps=4)
+    placed = jax.tree.map(np.asarray, state)
+    after, metrics = step(state, put_batch(mesh, batch))
+    shown = StepResult(1, np.arange(4), metrics).values()
+    assert set(shown) == {"loss", "learning_rate", "gradient_norm", "loss/cross_entropy", "loss/pooled"}
+    np.testing.assert_allclose(shown["loss"], shown["loss/cross_entropy"] + 5 * shown["loss/pooled"], rtol=1e-6)
+    # Batch norm and dropout work per part, alike in both passes: four updates of the running mean, not eight.
+    again, _, _ = training(Tiny(dropout=0.3), terms=ADDING, accumulation_steps=4)
+    _, start, adding = training(Tiny(dropout=0.3), terms=ADDING, accumulation_steps=4)
+    other, _ = adding(start, put_batch(again, batch))
+    mean = lambda s: np.asarray(s.model_state["batch_stats"]["BatchNorm_0"]["mean"])  # noqa: E731
+    np.testing.assert_allclose(mean(after), mean(other), rtol=1e-6)
+    assert np.abs(mean(after) - mean(placed)).max() > 1e-4
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 1), (4, 2)])

@@ -1,0 +1,205 @@
+"""What every loss of a config keeps, whatever its formula. A new file in jaxseg/losses with `build` is found by itself."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from jaxseg.core.mesh import make_mesh
+from jaxseg.core.names import known_names, resolve
+
+CLASSES = 3
+
+# Options beyond the defaults that are held to the contract as well: name -> list of options.
+VARIANTS = {
+    "cross_entropy": [
+        {"label_smoothing": 0.1, "class_weights": (0.5, 2.0, 1.0), "normalizer": "class_weights"},
+        {"normalizer": "images"},
+    ],
+}
+# Options without which a loss cannot be built: name -> options.
+NEEDED: dict[str, dict] = {}
+NAMES = [n for n in known_names("losses") if hasattr(importlib.import_module(f"jaxseg.losses.{n}"), "build")]
+CASES = [(n, NEEDED.get(n, {}) | o) for n in NAMES for o in [{}, *VARIANTS.get(n, [])]]
+
+
+def case_id(case):
+    return case if isinstance(case, str) else "-".join(f"{k}={v}" for k, v in case.items()) or "default"
+
+
+each_loss = pytest.mark.parametrize(("name", "options"), CASES, ids=case_id)
+
+
+def example(seed=0, shape=(4, 7, 9), void=0.2):
+    """Logits, labels in blobs with void 255, mask; every image has every class."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices(shape[-2:])
+    labels = np.stack([(rows // 3 + columns // 3 + i) % CLASSES for i in range(shape[0])]).astype(np.int32)
+    where = rng.random(shape) >= void
+    logits = rng.normal(0, 1.5, (*shape, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
+    return logits.astype(np.float32), np.where(where, labels, 255).astype(np.int32), where
+
+
+def value_and_gradient(loss, logits, labels, where):
+    return jax.jit(jax.value_and_grad(lambda x, y, w: loss.mean(x, y, where=w)))(jnp.asarray(logits), labels, where)
+
+
+@each_loss
+def test_sum_of_parts(name, options):
+    """A loss that adds up gives the same number however the batch is split; another one whatever its order."""
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    where[2] = False
+    whole = loss.mean(logits, labels, where=where)
+    if loss.whole_batch:
+        order = np.asarray([2, 0, 3, 1])
+        other = loss.mean(logits[order], labels[order], where=where[order])
+    else:
+        divisor = loss.divisor(labels, where=where, num_classes=CLASSES)
+        parts = [slice(0, 1), slice(1, 3), slice(3, 4)]
+        other = sum(jnp.sum(loss(logits[p], labels[p], where=where[p])) for p in parts) / divisor
+        counts = sum(loss.divisor(labels[p], where=where[p], num_classes=CLASSES) for p in parts)
+        np.testing.assert_allclose(counts, divisor, rtol=1e-6)
+    assert abs(float(whole)) > 1e-4
+    np.testing.assert_allclose(other, whole, rtol=2e-5)
+
+
+@each_loss
+def test_eager_jit_and_vmap(name, options):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    eager = loss(logits, labels, where=where)
+    assert eager.dtype == jnp.float32
+    jitted = jax.jit(lambda x, y, w: loss(x, y, where=w))(logits, labels, where)
+    np.testing.assert_allclose(jitted, eager, rtol=1e-4, atol=1e-5)
+    if not loss.whole_batch:
+        mapped = jax.vmap(lambda x, y, w: loss(x, y, where=w))(logits, labels, where)
+        np.testing.assert_allclose(mapped, eager, rtol=1e-4, atol=1e-5)
+
+
+@each_loss
+def test_two_devices_equal_one(name, options):
+    loss, arrays = resolve("losses", name)(**options), example()
+    value, gradient = value_and_gradient(loss, *arrays)
+    rows = NamedSharding(make_mesh(devices=jax.devices()[:2]), PartitionSpec("data"))
+    other, other_gradient = value_and_gradient(loss, *jax.device_put(arrays, rows))
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    np.testing.assert_allclose(other_gradient, gradient, atol=1e-5 * np.abs(gradient).max())
+
+
+@each_loss
+@pytest.mark.parametrize("garbage", [1e30, np.nan, np.inf])
+def test_void_pixels_have_no_influence(name, options, garbage):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    value, gradient = value_and_gradient(loss, logits, labels, where)
+    spoiled = np.where(where[..., None], logits, garbage).astype(np.float32)
+    other, other_gradient = value_and_gradient(loss, spoiled, np.where(where, labels, -7).astype(np.int32), where)
+    assert float(value) == float(other)
+    np.testing.assert_array_equal(gradient, other_gradient)
+    assert not np.any(np.asarray(gradient)[~where]) and np.any(gradient)
+
+
+@each_loss
+def test_padding_with_void_changes_nothing(name, options):
+    if options.get("normalizer") == "all_pixels":
+        return  # it counts padding on purpose
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    value = loss.mean(logits, labels, where=where)
+    pad = [(0, 0), (0, 3), (0, 2)]
+    wider = np.pad(labels, pad, constant_values=255)
+    other = loss.mean(np.pad(logits, [*pad, (0, 0)], constant_values=5), wider, where=np.pad(where, pad))
+    np.testing.assert_allclose(other, value, rtol=2e-5)
+
+
+@each_loss
+def test_all_void_is_zero_with_zero_gradients(name, options):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    value, gradient = value_and_gradient(loss, logits, np.full_like(labels, 255), np.zeros_like(where))
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(logits))
+
+
+@each_loss
+@pytest.mark.parametrize("present", [(0,), (1, 2)])
+def test_absent_classes(name, options, present):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    labels = np.where(where, np.asarray(present, np.int32)[np.minimum(labels, CLASSES - 1) % len(present)], 255)
+    value, gradient = value_and_gradient(loss, logits, labels.astype(np.int32), where)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient)) and np.any(gradient)
+
+
+@each_loss
+@pytest.mark.parametrize("label", [0, 2])
+def test_one_pixel(name, options, label):
+    loss = resolve("losses", name)(**options)
+    logits = np.asarray([[[[0.5, -1.0, 0.25]]]], np.float32)
+    value, gradient = value_and_gradient(loss, logits, np.full((1, 1, 1), label, np.int32), np.ones((1, 1, 1), bool))
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_extreme_logits_are_finite(name, options, dtype):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    rng = np.random.default_rng(1)
+    extreme = jnp.asarray(rng.choice([-1e4, 0.0, 1e4], logits.shape), dtype)
+    value, gradient = value_and_gradient(loss, extreme, labels, where)
+    assert gradient.dtype == dtype
+    assert np.isfinite(value) and np.all(np.isfinite(gradient.astype(jnp.float32)))
+
+
+@each_loss
+def test_bfloat16_is_computed_in_float32(name, options):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    half = jnp.asarray(logits, jnp.bfloat16)
+    value, gradient = value_and_gradient(loss, half, labels, where)
+    other, other_gradient = value_and_gradient(loss, half.astype(jnp.float32), labels, where)
+    np.testing.assert_allclose(value, other, rtol=1e-6)
+    np.testing.assert_allclose(gradient.astype(np.float32), other_gradient, rtol=2**-7, atol=1e-8)
+
+
+@each_loss
+def test_gradients_against_finite_differences(name, options):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example(seed=3, shape=(2, 5, 4))
+    with jax.enable_x64(True):
+        check_grads(lambda x: loss.mean(x, labels, where=where), (jnp.asarray(logits, jnp.float64),), 1, modes=["rev"])
+
+
+@each_loss
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"labels": np.zeros((4, 7, 9), np.float32)}, TypeError, "integers"),
+        ({"where": np.ones((4, 7, 9), np.int32)}, TypeError, "bool"),
+        ({"logits": np.zeros((4, 7, 9, CLASSES), np.int32)}, TypeError, "floats"),
+        ({"labels": np.zeros((4, 7, 8), np.int32)}, ValueError, "fit|neither"),
+        ({"where": np.ones((7, 9), bool)}, ValueError, "fit|neither"),
+        (
+            {
+                "logits": np.zeros((0, 7, 9, CLASSES), np.float32),
+                "labels": np.zeros((0, 7, 9), np.int32),
+                "where": np.ones((0, 7, 9), bool),
+            },
+            ValueError,
+            "no pixel",
+        ),
+    ],
+)
+def test_bad_input_raises_at_trace_time(name, options, change, error, says):
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    arguments = {"logits": logits, "labels": labels, "where": where} | change
+    with pytest.raises(error, match=says):
+        jax.eval_shape(lambda a: loss(a["logits"], a["labels"], where=a["where"]), arguments)
+
+
+@each_loss
+def test_label_that_is_no_class(name, options):
+    """Outside of jit an error that names it; inside, where no value can be looked at, NaN."""
+    loss, (logits, labels, where) = resolve("losses", name)(**options), example()
+    labels = np.where(where, np.where(labels == 1, CLASSES, labels), 255).astype(np.int32)
+    with pytest.raises(ValueError, match=f"label {CLASSES} .*not in 0..{CLASSES - 1}"):
+        loss(logits, labels, where=where)
+    value, _ = value_and_gradient(loss, logits, labels, where)
+    assert np.isnan(value)
