@@ -1,0 +1,256 @@
+"""Soft true positives, false positives and false negatives: what Dice, Jaccard and Tversky are made of."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.losses.inputs import checked_inputs, checked_multilabel_inputs, image_axes
+from jaxseg.losses.reduction import Counts
+
+ACTIVATIONS = ("softmax", "sigmoid")
+CLASSES = ("present", "all")
+Classes = str | Sequence[int]
+
+
+class Overlap(NamedTuple):
+    """Sums over the valid pixels of an image (`[*b, c]`) or of the batch (`[c]`), with probabilities p and targets y.
+
+    Losses are written with `false_positive`, `false_negative` and `error`, which are sums of small numbers where a
+    prediction is good; `predicted + true - 2 true_positive` would be a difference of large ones.
+
+    Attributes:
+      true_positive: `sum p y`.
+      false_positive: `sum p (1 - y)`; `sum p` is `true_positive + false_positive`.
+      false_negative: `sum (1 - p) y`.
+      error: `sum |p - y|`, or `sum (p - y)^2` where asked for.
+      true: `sum y`, an integer as a float; NaN where a label inside `where` is no class id.
+      valid: number of valid pixels.
+    """
+
+    true_positive: jax.Array
+    false_positive: jax.Array
+    false_negative: jax.Array
+    error: jax.Array
+    true: jax.Array
+    valid: jax.Array
+
+
+def overlap_counts(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    activation: str = "softmax",
+    per_image: bool = True,
+    squared: bool = False,
+) -> Overlap:
+    """The soft counts of each class, in one pass over the logits; the backward pass computes the probabilities anew.
+
+    Args:
+      logits: float `[*b, h, w, c]`.
+      labels: integers `[*b, h, w]`, class ids; with `sigmoid` also bool or 0 and 1 `[*b, h, w, c]`.
+      where: bool `[*b, h, w]`, with `sigmoid` also `[*b, h, w, c]`; None: every pixel.
+      activation: `softmax`: the classes of a pixel exclude each other; `sigmoid`: each class is a decision of its own.
+      per_image: sums over each image; otherwise over the batch.
+      squared: `error` is `sum (p - y)^2`.
+
+    Returns:
+      Six arrays, float32 (float64 where the logits are), `[*b, c]` or `[c]`. Logits (ln .8, ln .2), (ln .4, ln .6),
+      (ln .3, ln .7) with labels 0, 0, 1 give class 1 true_positive .7, false_positive .8, false_negative .3.
+
+    Raises:
+      TypeError, ValueError: see `checked_inputs` and `checked_multilabel_inputs`; there are no rows and columns.
+    """
+    if activation == "softmax":
+        logits, labels, where = checked_inputs(logits, labels, where)
+        images = image_axes(logits.shape, per_image=True)
+        classes = logits.shape[-1]
+        unknown = jnp.any(where & ((labels < 0) | (labels >= classes)), axis=(-2, -1))[..., None]
+        true = _class_sizes(labels, where, classes)
+        valid = jnp.broadcast_to(jnp.sum(where, axis=(-2, -1), dtype=jnp.int32)[..., None], true.shape)
+        sums = _softmax_sums(logits, labels, where, squared)
+    else:
+        logits, targets, where = checked_multilabel_inputs(logits, labels, where)
+        images = image_axes(logits.shape, per_image=True)
+        # Two masks of a byte are less to keep for the backward pass than float targets.
+        positive, unknown = (targets == 1) & where, jnp.any(jnp.isnan(targets) & where, axis=images)
+        true, valid = (jnp.sum(mask, axis=images, dtype=jnp.int32) for mask in (positive, where))
+        sums = _sigmoid_sums(logits, positive, where, squared)
+    size = jnp.where(unknown, jnp.nan, true.astype(logits.dtype))
+    parts = (size, valid.astype(logits.dtype), *sums)
+    if not per_image:
+        lead = tuple(range(logits.ndim - 3))
+        parts = tuple(jnp.sum(part, axis=lead) for part in parts)
+    size, valid, false_negative, false_positive, *error = parts
+    # A sum of rounded 1 - p may pass the number of pixels by a rounding error.
+    true_positive = size - jnp.minimum(false_negative, size)
+    both = error[0] if squared else false_positive + false_negative
+    return Overlap(true_positive, false_positive, false_negative, both, size, valid)
+
+
+def error_ratio(error: jax.Array, agreement: jax.Array, smooth: float = 0.0) -> jax.Array:
+    """`error / (error + agreement + smooth)` = `1 - (agreement + smooth) / (error + agreement + smooth)`; 0 for 0 / 0.
+
+    Dice: error `FP + FN`, agreement `2 TP`. Jaccard: `TP`. Tversky: error `a FP + b FN`, agreement `TP`.
+    """
+    total = error + agreement + smooth
+    empty = total == 0  # not `> 0`, which would hide NaN
+    return jnp.where(empty, 0.0, error / jnp.where(empty, 1.0, total))
+
+
+def region_mask(overlap: Overlap, classes: Classes) -> jax.Array:
+    """bool, of the sums' shape: the regions that take part in the mean; true also where a label is no class id."""
+    return _takes_part(~(overlap.true == 0), ~(overlap.valid == 0) | jnp.isnan(overlap.true), classes)
+
+
+def region_values(values: jax.Array, overlap: Overlap, classes: Classes) -> jax.Array:
+    """The values of the regions that take part in the mean, 0 for the others."""
+    # `values` come from guarded divisions, so that what is dropped here has finite gradients.
+    return jnp.where(region_mask(overlap, classes), values, 0.0)
+
+
+def region_counts(classes: Classes, *, per_image: bool) -> Counts:
+    """1 for each region that takes part in the mean, else 0: float32 `[*b, c]` or `[c]`.
+
+    Integers `[*b, h, w, c]` are told from class ids by their mask `[*b, h, w]`, or by having four axes or more of which
+    the last is `num_classes` long; bool labels always are one decision a class.
+    """
+
+    def counts(labels: ArrayLike, *, where: ArrayLike | None = None, num_classes: int) -> jax.Array:
+        true, valid = region_sizes(labels, where=where, num_classes=num_classes)
+        lead = tuple(range(true.ndim - 1))
+        present, seen = (array > 0 if per_image else jnp.any(array > 0, axis=lead) for array in (true, valid))
+        return _takes_part(present, seen, classes).astype(jnp.float32)
+
+    return counts
+
+
+def region_sizes(labels: ArrayLike, *, where: ArrayLike | None = None, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Pixels of each class, and valid pixels, of each image: two int32 `[*b, c]`. Any label counts as some class."""
+    labels = jnp.asarray(labels)
+    where = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+    if _one_decision_a_class(labels, where, num_classes):
+        wide = jnp.broadcast_to(where[..., None] if where.ndim < labels.ndim else where, labels.shape)
+        sizes = [jnp.sum(mask, axis=(-3, -2), dtype=jnp.int32) for mask in (wide & (labels != 0), wide)]
+        return sizes[0], sizes[1]
+    wide = where if where.ndim > labels.ndim else where[..., None]
+    ids = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+    ids, pixels = jnp.clip(ids, 0, num_classes - 1), jnp.any(wide, axis=-1)
+    true = _class_sizes(ids, pixels, num_classes)
+    valid = jnp.sum(wide, axis=(-3, -2), dtype=jnp.int32)
+    return true, jnp.broadcast_to(valid, true.shape)
+
+
+def checked_region_options(name: str, classes: Classes, activation: str = "softmax", **at_least_zero: float) -> Classes:
+    """The classes as a name or a tuple of ids.
+
+    Raises:
+      JaxsegError: an option is out of its range.
+    """
+    where = f"config.loss.{name}"
+    if activation not in ACTIVATIONS:
+        raise JaxsegError(f"{where}.activation = {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
+    for option, value in at_least_zero.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise JaxsegError(f"{where}.{option} = {value!r} is not a finite number of at least 0.")
+    if isinstance(classes, str):
+        if classes not in CLASSES:
+            raise JaxsegError(f"{where}.classes = {classes!r} is not present, all or a list of class ids.")
+        return classes
+    ids = tuple(classes)
+    if not ids or len(set(ids)) < len(ids) or not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise JaxsegError(f"{where}.classes = {ids}: class ids are integers of at least 0, each given once.")
+    return ids
+
+
+def _takes_part(present: jax.Array, seen: jax.Array, classes: Classes) -> jax.Array:
+    """`present`: regions with a true pixel; `seen`: regions with a valid pixel."""
+    if isinstance(classes, str):
+        return present if classes == "present" else seen
+    if max(classes) >= seen.shape[-1]:
+        raise ValueError(f"class {max(classes)} of the loss's classes is not in 0..{seen.shape[-1] - 1}")
+    chosen = jnp.zeros(seen.shape[-1], bool).at[jnp.asarray(classes)].set(True)
+    return seen & chosen
+
+
+def _one_decision_a_class(labels: jax.Array, where: jax.Array, num_classes: int) -> bool:
+    if labels.dtype == jnp.bool_ or where.ndim < labels.ndim:
+        return True
+    return where.ndim == labels.ndim and labels.ndim > 3 and labels.shape[-1] == num_classes
+
+
+def _class_sizes(labels: jax.Array, where: jax.Array, num_classes: int) -> jax.Array:
+    """Pixels of each class, int32 `[*b, c]`: exact where float32 stops counting at 2^24."""
+    return jnp.sum(_hot(labels, num_classes) & where[..., None], axis=(-3, -2), dtype=jnp.int32)
+
+
+def _hot(labels: jax.Array, num_classes: int) -> jax.Array:
+    return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, (*labels.shape, num_classes), labels.ndim)
+
+
+def _sum_over_image(pixels: jax.Array) -> jax.Array:
+    """`[*b, h, w, c]` to `[*b, c]`, a row at a time: one running float32 sum would stop growing at 2^24."""
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(pixels, axis=-2)), axis=-2)
+
+
+def _sums(p: jax.Array, positive: jax.Array, where: jax.Array, squared: bool) -> tuple[jax.Array, ...]:
+    """False negatives, false positives and, if `squared`, the sum of squared differences."""
+    miss = jnp.where(positive & where, 1 - p, 0.0)
+    alarm = jnp.where(where & ~positive, p, 0.0)
+    parts = (miss, alarm, (miss + alarm) ** 2) if squared else (miss, alarm)
+    return tuple(_sum_over_image(part) for part in parts)
+
+
+def _slope(p: jax.Array, positive: jax.Array, upstream: tuple[jax.Array, ...]) -> jax.Array:
+    """The derivative by p of what comes out of `_sums`, inside `where`."""
+    miss, alarm, *square = (array[..., None, None, :] for array in upstream)
+    slope = jnp.where(positive, -miss, alarm)
+    return slope + 2 * square[0] * (p - positive.astype(p.dtype)) if square else slope
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _softmax_sums(logits: jax.Array, labels: jax.Array, where: jax.Array, squared: bool) -> tuple[jax.Array, ...]:
+    """The gradient is written out so that only the logits stay, and one number a pixel, not the probabilities."""
+    return _softmax_forward(logits, labels, where, squared)[0]
+
+
+def _softmax_forward(logits: jax.Array, labels: jax.Array, where: jax.Array, squared: bool) -> tuple:
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    scale = 1 / jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)
+    p = jnp.exp(logits - top) * scale
+    return _sums(p, _hot(labels, p.shape[-1]), where[..., None], squared), (logits, labels, where, top, scale)
+
+
+def _softmax_backward(squared: bool, residuals: tuple, upstream: tuple[jax.Array, ...]) -> tuple:
+    logits, labels, where, top, scale = residuals
+    p = jnp.exp(logits - top) * scale
+    slope = _slope(p, _hot(labels, p.shape[-1]), upstream)
+    gradient = p * (slope - jnp.sum(p * slope, axis=-1, keepdims=True))
+    return jnp.where(where[..., None], gradient, 0.0), None, None
+
+
+_softmax_sums.defvjp(_softmax_forward, _softmax_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sigmoid_sums(logits: jax.Array, positive: jax.Array, where: jax.Array, squared: bool) -> tuple[jax.Array, ...]:
+    return _sigmoid_forward(logits, positive, where, squared)[0]
+
+
+def _sigmoid_forward(logits: jax.Array, positive: jax.Array, where: jax.Array, squared: bool) -> tuple:
+    return _sums(jax.nn.sigmoid(logits), positive, where, squared), (logits, positive, where)
+
+
+def _sigmoid_backward(squared: bool, residuals: tuple, upstream: tuple[jax.Array, ...]) -> tuple:
+    logits, positive, where = residuals
+    p = jax.nn.sigmoid(logits)
+    gradient = p * jax.nn.sigmoid(-logits) * _slope(p, positive, upstream)
+    return jnp.where(where, gradient, 0.0), None, None
+
+
+_sigmoid_sums.defvjp(_sigmoid_forward, _sigmoid_backward)
