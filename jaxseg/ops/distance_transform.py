@@ -9,7 +9,6 @@ soon as k^2 exceeds every value: hundreds of small steps in a row are what they 
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
