@@ -12,7 +12,7 @@ from jaxseg.ops.conv import conv
 Activation = Callable[[jax.Array], jax.Array] | None
 Initializer = Callable[..., jax.Array]
 
-PADDINGS = ("same", "torch")
+PADDINGS = ("same", "torch", "valid")
 
 
 def he_normal(groups: int = 1) -> Initializer:
@@ -25,6 +25,17 @@ def classifier_normal() -> Initializer:
     return nn.initializers.truncated_normal(0.01)
 
 
+def _padding(padding: str | int, kernel_size: int, dilation: int) -> str | Sequence[Sequence[int]]:
+    """What ops.conv takes for a `padding` of `Conv`."""
+    if padding in ("same", "valid"):
+        return str(padding).upper()
+    if padding == "torch":
+        padding = (kernel_size - 1) // 2 * dilation
+    if not isinstance(padding, int) or padding < 0:
+        raise ValueError(f"padding is one of {PADDINGS} or a number of zeros, not {padding!r}")
+    return (padding, padding), (padding, padding)
+
+
 class Conv(nn.Module):
     """A convolution with float32 parameters `kernel` (HWIO) and, where asked for, `bias`.
 
@@ -34,7 +45,8 @@ class Conv(nn.Module):
       strides: both directions.
       dilation: atrous rate, both directions.
       groups: depthwise where it equals the input channels.
-      padding: "same" as TensorFlow (the odd pixel goes after), or "torch": `(k - 1) // 2 * dilation` on every side.
+      padding: "same" as TensorFlow (the odd pixel goes after), "torch": `(k - 1) // 2 * dilation` on every side,
+        "valid": none, or that number of zeros on every side.
       use_bias: adds a bias, zero at the start.
       kernel_init: default He normal, fan-out.
       dtype: of the computation and of the result.
@@ -45,7 +57,7 @@ class Conv(nn.Module):
     strides: int = 1
     dilation: int = 1
     groups: int = 1
-    padding: str = "same"
+    padding: str | int = "same"
     use_bias: bool = False
     kernel_init: Initializer | None = None
     dtype: jnp.dtype = jnp.float32
@@ -53,18 +65,14 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `[*b, h, w, c]`."""
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding is one of {PADDINGS}, not {self.padding!r}")
         k = self.kernel_size
         shape = (k, k, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init or he_normal(self.groups), shape, jnp.float32)
-        side = (k - 1) // 2 * self.dilation
-        padding: str | Sequence[Sequence[int]] = "SAME" if self.padding == "same" else ((side, side), (side, side))
         y = conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             strides=self.strides,
-            padding=padding,
+            padding=_padding(self.padding, k, self.dilation),
             dilation=self.dilation,
             groups=self.groups,
         )
@@ -87,7 +95,7 @@ class ConvNorm(nn.Module):
     strides: int = 1
     dilation: int = 1
     groups: int = 1
-    padding: str = "same"
+    padding: str | int = "same"
     activation: Activation = nn.relu
     norm: NormOptions = NormOptions()
     kernel_init: Initializer | None = None

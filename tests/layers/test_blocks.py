@@ -21,8 +21,13 @@ def test_padding_options_differ_at_even_sizes():
     torch = Conv(1, 3, strides=2, padding="torch").apply(ones, x)
     np.testing.assert_allclose(np.ravel(same), [111, 1100])
     np.testing.assert_allclose(np.ravel(torch), [11, 1110])
-    with pytest.raises(ValueError, match="padding"):
-        Conv(1, 3, padding="reflect").apply(ones, x)
+    two = Conv(1, 3, padding=2).apply(ones, x)
+    assert two.shape == (1, 3, 6, 1)
+    np.testing.assert_allclose(two[0, 1, :, 0], [1, 11, 111, 1110, 1100, 1000])
+    assert Conv(1, 3, padding="valid").apply(ones, jnp.zeros((1, 5, 4, 1))).shape == (1, 3, 2, 1)
+    for wrong in ("reflect", -1):
+        with pytest.raises(ValueError, match="padding"):
+            Conv(1, 3, padding=wrong).apply(ones, x)
 
 
 def test_he_normal_counts_the_fan_out_of_one_group():
