@@ -16,11 +16,14 @@ class NormOptions:
       momentum: `running = momentum * running + (1 - momentum) * batch`; PyTorch's 0.1 is 0.9 here.
       epsilon: added to the variance.
       frozen: use the running statistics in training too, and leave them as they are (fine-tuning with small batches).
+      batch_at_test: use the statistics of the batch at test too, as FC-DenseNet's authors do; a result then depends on
+        what is batched together.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     frozen: bool = False
+    batch_at_test: bool = False
 
 
 class BatchNorm(nn.Module):
@@ -47,11 +50,11 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        if not train or self.options.frozen:
+        if self.options.frozen or (not train and not self.options.batch_at_test):
             mean, var = running_mean.value, running_var.value
         else:
             mean, var = batch_moments(x, shift=running_mean.value)
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = x.size // c
                 momentum = self.options.momentum
                 running_mean.value = momentum * running_mean.value + (1 - momentum) * mean

@@ -94,3 +94,13 @@ def test_statistics_run_over_the_global_batch():
     for name in ("mean", "var"):
         np.testing.assert_allclose(updated4["batch_stats"][name], updated["batch_stats"][name], rtol=1e-5)
     assert "all-gather" not in jax.jit(f).lower(split).compile().as_text()
+
+
+def test_batch_statistics_at_test_leave_the_running_ones():
+    x = 2 + jax.random.normal(jax.random.key(0), (3, 4, 5, 2))
+    options = NormOptions(batch_at_test=True)
+    trained, _ = BatchNorm(options).apply(variables(2), x, True, mutable=["batch_stats"])
+    tested, updated = BatchNorm(options).apply(variables(2), x, False, mutable=["batch_stats"])
+    np.testing.assert_array_equal(tested, trained)
+    assert np.abs(tested - BatchNorm().apply(variables(2), x, False)).max() > 0.5
+    jax.tree.map(np.testing.assert_array_equal, dict(updated), {"batch_stats": variables(2)["batch_stats"]})
