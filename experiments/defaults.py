@@ -54,6 +54,8 @@ def defaults() -> ConfigDict:
             "evaluate": {
                 "every_steps": 1_000,
                 "batch_size": 8,
+                # Names, or {name: options}: ("confusion", "calibration", {"trimap": {"widths_px": (3, 9)}}).
+                "metrics": ("confusion",),
                 "scales": (1.0,),
                 "flip": False,
                 "window_px": (),

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.normalize import normalize
+from jaxseg.ops.argmax import class_argmax
 from jaxseg.ops.resize import resize
 
 
@@ -82,7 +83,7 @@ class Predictor:
         return jnp.log(jnp.maximum(total / views, jnp.finfo(jnp.float32).tiny))
 
     def labels(self, variables: Any, image: ArrayLike) -> jax.Array:
-        """The class of the largest logit, the first where several are equal.
+        """The class of the largest logit: the first where several are equal, the first NaN where there is one.
 
         Args:
           variables: what `model.apply` takes.
@@ -91,7 +92,12 @@ class Predictor:
         Returns:
           int32 `[*b, h, w]`.
         """
-        return jnp.argmax(self.logits(variables, image), axis=-1).astype(jnp.int32)
+        return class_argmax(self.logits(variables, image))
+
+    def labels_and_probabilities(self, variables: Any, image: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """`labels`, int32 `[*b, h, w]`, and the softmax of `logits`, float32 `[*b, h, w, num_classes]`."""
+        logits = self.logits(variables, image)
+        return class_argmax(logits), jax.nn.softmax(logits)
 
     def _model_logits(self, variables: Any, view: jax.Array) -> jax.Array:
         logits = self.model.apply(variables, view, train=False)["logits"]

@@ -1,10 +1,13 @@
 """What every metric is: counts an image on the device, exact sums or rows on the host, scores at the end."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.core.names import call_with_options, resolve
 
 Counts = dict[str, Any]
 Scores = dict[str, Any]
@@ -66,7 +69,7 @@ class State:
 
     def merge(self, other: "State") -> None:
         """Adds what another state has counted."""
-        for part in other._parts:
+        for part in list(other._parts):
             self._add(part)
 
     def compute(self) -> Scores:
@@ -95,6 +98,41 @@ class State:
             if total[name].shape != value.shape:
                 raise ValueError(f"counts {name!r} {value.shape} do not fit those so far, {total[name].shape}")
         self._parts = [{name: total[name] + value for name, value in part.items()}]
+
+
+def make_metrics(config: Any, *, num_classes: int) -> dict[str, Metric]:
+    """The metrics that a config names.
+
+    Args:
+      config: names, or mappings from a name to the options of that metric's build(), in a sequence or alone:
+        `("confusion", {"boundary_f1": {"tolerance_px": 2}})`.
+      num_classes: number of classes.
+
+    Returns:
+      name -> metric, in the config's order.
+
+    Raises:
+      JaxsegError: an unknown name or option (with near matches), a name given twice, or something else than names.
+    """
+    metrics: dict[str, Metric] = {}
+    for name, options in _named_options(config):
+        where = f"config.evaluate.metrics.{name}"
+        if name in metrics:
+            raise JaxsegError(f"config.evaluate.metrics gives {name!r} twice.")
+        metric = call_with_options(resolve("metrics", name), options, where=where, num_classes=num_classes)
+        if not isinstance(metric, Metric):
+            raise JaxsegError(f"{where}: build() returns a {type(metric).__name__}, not a Metric.")
+        metrics[name] = metric
+    return metrics
+
+
+def _named_options(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in [config] if isinstance(config, str) or hasattr(config, "items") else config:
+        items = {entry: {}} if isinstance(entry, str) else entry
+        if not hasattr(items, "items") or not all(hasattr(options, "items") for options in items.values()):
+            raise JaxsegError(f"config.evaluate.metrics takes names and mappings name -> options, not {entry!r}.")
+        for name, options in items.items():
+            yield name, dict(options)
 
 
 def _host(counts: Mapping[str, Any]) -> dict[str, np.ndarray]:

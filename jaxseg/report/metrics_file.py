@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxseg.core.files import write_text
 from jaxseg.core.types import DatasetInfo
+from jaxseg.evaluate.split import scores_by_class
 from jaxseg.train.observer import Observer
 
 FILE_NAME = "metrics.jsonl"
@@ -90,13 +91,13 @@ def evaluation_record(step: int, result: Any, info: DatasetInfo) -> dict[str, An
       info: names the classes.
 
     Returns:
-      `step`, `images`, the scalar metrics, and `iou`, a mapping class name -> float or None for an absent class.
+      `step`, `images`, then the scalar metrics, then the others: lists as mappings class name -> float (None for an
+      absent class), tables as they are; `iou` is the last.
     """
-    metrics = dict(result.metrics)
-    iou = [None if value is None else _finite(float(value)) for value in metrics.pop("iou")]
-    record: dict[str, Any] = {"step": int(step), "images": int(result.images)}
-    record |= {name: _finite(float(value)) for name, value in metrics.items()}
-    return record | {"iou": dict(zip(info.class_names, iou, strict=True))}
+    content = scores_by_class(result.metrics, info)
+    scalars = {name: value for name, value in content.items() if not isinstance(value, dict)}
+    others = {name: value for name, value in content.items() if name not in scalars and name != "iou"}
+    return {"step": int(step), "images": int(result.images), **scalars, **others, "iou": content["iou"]}
 
 
 def _finite(value: float) -> float | None:

@@ -21,7 +21,12 @@ SUMMARY = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
     "frequency_weighted_iou": "frequency-weighted IoU",
+    "f1_present": "F1 (Dice), classes present",
+    "precision_present": "precision, classes present",
+    "recall_present": "recall, classes present",
+    "cohen_kappa": "Cohen's kappa",
 }
+LEFT_OUT = ("step", "images", "f1_all", "precision_all", "recall_all")
 
 
 class EvaluationTable(Observer):
@@ -84,14 +89,14 @@ def print_evaluation(record: Mapping[str, Any], *, console: Console | None = Non
         table.add_row(name, format_percent(value))
     table.add_section()
     for name, value in summary_rows(record):
-        table.add_row(name, format_percent(value), style="bold")
+        table.add_row(name, value, style="bold")
     console.print(table)
 
 
 def evaluation_text(record: Mapping[str, Any]) -> str:
     """The table as plain text: a title, a row a class, a row a summary metric; values in per cent, two decimals."""
     rows = [(name, format_percent(value)) for name, value in record["iou"].items()]
-    summary = [(name, format_percent(value)) for name, value in summary_rows(record)]
+    summary = summary_rows(record)
     width = max(len(name) for name, _ in rows + summary)
     lines = [f"{name:<{width}}  {value:>7}" for name, value in [("class", "IoU"), *rows]]
     rule = "-" * (width + 9)
@@ -100,9 +105,13 @@ def evaluation_text(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary_rows(record: Mapping[str, Any]) -> list[tuple[str, float | None]]:
-    """The summary metrics of a record, under the names that people read."""
-    return [(title, record[key]) for key, title in SUMMARY.items() if key in record]
+def summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary metrics of a record, under the names that people read; those of further metrics as they are."""
+    rows = [(title, format_percent(record[key])) for key, title in SUMMARY.items() if key in record]
+    for key, value in record.items():
+        if key not in SUMMARY and key not in LEFT_OUT and not isinstance(value, Mapping):
+            rows.append((key.replace("_", " "), "-" if value is None else f"{value:.4f}"))
+    return rows
 
 
 def format_percent(value: float | None) -> str:

@@ -20,6 +20,7 @@ from jaxseg.data.dataset import Dataset, open_dataset
 from jaxseg.evaluate.split import Evaluator
 from jaxseg.inference.predictor import Predictor
 from jaxseg.losses.composition import compose
+from jaxseg.metrics.metric import make_metrics
 from jaxseg.train.optim import make_optimizer
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import make_train_step
@@ -92,7 +93,8 @@ class Run:
 
     def evaluator(self) -> Evaluator:
         """A compiled evaluation of this predictor on this mesh."""
-        return Evaluator(self.predictor, self.info, self.mesh)
+        names = self.config.evaluate.get("metrics", ("confusion",))
+        return Evaluator(self.predictor, self.info, self.mesh, make_metrics(names, num_classes=self.info.num_classes))
 
 
 def make_run(config: Any, *, open_data: bool = True) -> Run:

@@ -178,7 +178,9 @@ def test_evaluation_json(tmp_path: pathlib.Path):
     assert (content["split"], content["step"], content["images"], content["dataset"]) == ("val", 7, 10, "three")
     assert content["pixels"] == result.pixels and content["confusion"] == result.confusion.tolist()
     assert content["iou"] == dict(zip(INFO.class_names, result.metrics["iou"], strict=True))
-    assert content["metrics"] == {name: value for name, value in result.metrics.items() if name != "iou"}
+    assert content["recall"] == {"red": result.metrics["recall"][0], "green": result.metrics["recall"][1], "blue": None}
+    assert content["metrics"] == {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    assert {"miou_present", "f1_all", "cohen_kappa"} <= content["metrics"].keys()
     assert [p.name for p in path.parent.iterdir()] == ["evaluation.json"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxseg.core.mesh import batch_sharding, make_mesh
 from jaxseg.metrics import confusion
-from jaxseg.metrics.confusion import ConfusionMatrix, confusion_counts, confusion_numpy, scores
+from jaxseg.metrics.confusion import build, confusion_counts, confusion_numpy, scores
 
 # From the spec of the metrics, by hand: four classes, the last in neither, one void pixel.
 LABELS = np.asarray([0, 0, 1, 1, 2, 255], np.int32)
@@ -26,17 +26,28 @@ def test_values_of_the_spec():
     counts = confusion_counts(LABELS, PREDICTIONS, num_classes=4, where=LABELS != 255)
     assert counts.dtype == jnp.int32
     np.testing.assert_array_equal(counts, COUNTS)
-    matrix = ConfusionMatrix(4)
-    matrix.update(counts)
-    result = matrix.compute()
-    np.testing.assert_array_equal(result.pop("iou"), [0.5, 0.5, 0.0, np.nan])
-    assert result == pytest.approx(
+    state = build(num_classes=4).state()
+    state.update({"confusion": counts[None]})
+    result = state.compute()
+    np.testing.assert_array_equal(result["iou"], [0.5, 0.5, 0.0, np.nan])
+    np.testing.assert_array_equal(result["f1"], [2 / 3, 2 / 3, 0.0, np.nan])
+    np.testing.assert_array_equal(result["precision"], [1.0, 0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(result["recall"], [0.5, 1.0, 0.0, np.nan])
+    assert {name: value for name, value in result.items() if isinstance(value, float)} == pytest.approx(
         {
             "miou_present": 1 / 3,
             "miou_all": 0.25,
+            "f1_present": 4 / 9,
+            "f1_all": 1 / 3,
+            "precision_present": 0.5,
+            "precision_all": 0.375,
+            "recall_present": 0.5,
+            "recall_all": 0.375,
             "pixel_accuracy": 0.6,
             "mean_accuracy": 0.5,
             "frequency_weighted_iou": 0.4,
+            # 5 pixels, 3 hits, by chance (2 * 1 + 2 * 4 + 1 * 0) / 25: (0.6 - 0.4) / (1 - 0.4).
+            "cohen_kappa": 1 / 3,
         },
         abs=1e-12,
     )
@@ -47,13 +58,23 @@ def test_a_class_only_in_the_predictions_is_present():
     np.testing.assert_array_equal(result["iou"], [0.75, 0.0, np.nan])
     assert result["miou_present"] == 0.375 and result["miou_all"] == 0.25
     assert result["mean_accuracy"] == 0.75 and result["frequency_weighted_iou"] == 0.75
+    assert result["recall_present"] == 0.375 and result["precision_present"] == 0.5
+    assert result["cohen_kappa"] == 0.0
 
 
 def test_without_a_pixel():
     result = scores(np.zeros((3, 3), np.int64))
-    assert result.pop("miou_all") == 0
-    np.testing.assert_array_equal(result.pop("iou"), [np.nan] * 3)
-    assert all(np.isnan(value) for value in result.values())
+    assert [result.pop(f"{name}_all") for name in ("miou", "f1", "precision", "recall")] == [0] * 4
+    assert all(np.all(np.isnan(value)) for value in result.values())
+
+
+def test_kappa_of_chance_of_full_agreement_and_where_it_is_undefined():
+    assert scores(np.asarray([[1, 2], [2, 4]]))["cohen_kappa"] == 0
+    assert scores(np.asarray([[5, 0], [0, 3]]))["cohen_kappa"] == 1
+    assert scores(np.asarray([[0, 4], [4, 0]]))["cohen_kappa"] == -1
+    assert np.isnan(scores(np.asarray([[7, 0], [0, 0]]))["cohen_kappa"])
+    large = np.asarray([[3, 1], [2, 4]]) << 40  # sums of products beyond 64 bits
+    assert scores(large)["cohen_kappa"] == scores(large >> 40)["cohen_kappa"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("shape", [(4, 7, 9), (1, 8, 16), (33,), (2, 1, 5, 5)])
@@ -124,14 +145,16 @@ def test_four_devices_count_where_the_pixels_lie(sizes):
 @pytest.mark.parametrize("parts", [(4,), (1, 3), (2, 2), (1, 1, 1, 1)])
 def test_split_in_any_way_and_merge(parts):
     labels, predictions, where = example()
-    total, start = ConfusionMatrix(5), 0
+    metric, start = build(num_classes=5), 0
+    total = metric.state()
     for rows in parts:
         part = slice(start, start + rows)
-        one = ConfusionMatrix(5)
-        one.update(confusion_counts(labels[part], predictions[part], num_classes=5, where=where[part]))
+        one = metric.state()
+        one.update(metric.counts(labels[part], predictions[part], where=where[part]))
         total.merge(one)
         start += rows
-    np.testing.assert_array_equal(total.counts, confusion_numpy(labels, predictions, num_classes=5, where=where))
+    counts = total.to_arrays()["confusion"]
+    np.testing.assert_array_equal(counts, confusion_numpy(labels, predictions, num_classes=5, where=where))
 
 
 def test_exact_past_2_to_the_24_in_one_call():
@@ -142,11 +165,17 @@ def test_exact_past_2_to_the_24_in_one_call():
 
 
 def test_exact_past_2_to_the_31_on_the_host():
-    matrix = ConfusionMatrix(2)
-    for _ in range(4):
-        matrix.update(jnp.asarray([[2**31 - 1, 0], [1, 0]], jnp.int32))
-    assert matrix.counts.dtype == np.int64 and matrix.counts[0, 0] == 4 * (2**31 - 1)
-    assert matrix.compute()["iou"][0] == (2**33 - 4) / 2**33
+    metric = build(num_classes=2)
+    state = metric.state()
+    batch = jnp.asarray([[[2**31 - 1, 0], [1, 0]]] * 2, jnp.int32)
+    for _ in range(2):
+        state.update({"confusion": batch})
+    counts = state.to_arrays()["confusion"]
+    assert counts.dtype == np.int64 and counts[0, 0] == 4 * (2**31 - 1)
+    assert state.compute()["iou"][0] == (2**33 - 4) / 2**33
+    many = metric.state({"confusion": counts << 25})
+    many.merge(many)
+    assert many.to_arrays()["confusion"][0, 0] == (2**33 - 4) << 26
 
 
 def test_scores_equal_their_formulas_on_random_counts():
@@ -159,6 +188,15 @@ def test_scores_equal_their_formulas_on_random_counts():
     weighted = sum(counts[c].sum() * iou[c] for c in range(6)) / counts.sum()
     assert result["frequency_weighted_iou"] == pytest.approx(weighted)
     assert result["miou_present"] == result["miou_all"] == pytest.approx(np.mean(iou))
+    precision = [counts[c, c] / counts[:, c].sum() for c in range(6)]
+    recall = [counts[c, c] / counts[c].sum() for c in range(6)]
+    f1 = [2 * p * r / (p + r) for p, r in zip(precision, recall, strict=True)]
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        np.testing.assert_allclose(result[name], expected, rtol=1e-14)
+        assert result[f"{name}_present"] == result[f"{name}_all"] == pytest.approx(np.mean(expected))
+    agreed = np.trace(counts) / counts.sum()
+    chance = np.sum(counts.sum(axis=0) * counts.sum(axis=1)) / counts.sum() ** 2
+    assert result["cohen_kappa"] == pytest.approx((agreed - chance) / (1 - chance))
 
 
 @pytest.mark.parametrize("function", [confusion_counts, confusion_numpy])
@@ -186,12 +224,7 @@ def test_too_many_pixels_for_int32_raise_at_trace_time():
         jax.eval_shape(lambda y: confusion_counts(y, y, num_classes=2), many)
 
 
-def test_bad_updates_and_counts():
-    matrix = ConfusionMatrix(2)
-    with pytest.raises(ValueError, match="integers"):
-        matrix.update(np.zeros((2, 2), np.float32))
-    with pytest.raises(ValueError, match="integers"):
-        matrix.update(np.zeros((3, 3), np.int32))
+def test_bad_counts():
     with pytest.raises(ValueError, match="square"):
         scores(np.zeros((2, 3), np.int64))
     with pytest.raises(ValueError, match="negative"):
