@@ -19,7 +19,47 @@ VARIANTS = {
     "cross_entropy": [
         {"label_smoothing": 0.1, "class_weights": (0.5, 2.0, 1.0), "normalizer": "class_weights"},
         {"normalizer": "images"},
+        {"normalizer": "all_pixels"},
     ],
+    "sigmoid_cross_entropy": [
+        {"label_smoothing": 0.1, "class_weights": (0.5, 2.0, 1.0), "pos_weight": (3.0, 1.0, 0.5)},
+        {"class_weights": (0.5, 2.0, 1.0), "normalizer": "class_weights"},
+        {"normalizer": "positives"},
+    ],
+    "bootstrapped_cross_entropy": [
+        {"fraction": 0.5, "per_image": False, "class_weights": (0.5, 2.0, 1.0)},
+        {"pixels": 10},
+    ],
+    "ohem_cross_entropy": [
+        {"threshold": 0.6, "min_kept": 10, "per_image": True},
+        {"threshold": 0.1, "min_kept": 70, "class_weights": (0.5, 2.0, 1.0)},
+    ],
+    "focal": [{"gamma": 0.5, "class_weights": (0.5, 2.0, 1.0)}, {"gamma": 5}, {"gamma": 0}],
+    "sigmoid_focal": [{"gamma": 0.5, "alpha": None}, {"gamma": 5, "normalizer": "positives"}],
+    "poly": [{"epsilon": -1, "gamma": 0.5}, {"gamma": 2.0, "class_weights": (0.5, 2.0, 1.0)}],
+    "combo": [
+        {"alpha": 0.3, "beta": 0.6, "per_image": False, "smooth": 0.0},
+        {"activation": "sigmoid", "classes": "present"},
+        {"classes": (1, 2)},
+    ],
+    "dice": [
+        {"smooth": 1.0, "per_image": False, "classes": "all"},
+        {"squared": True, "classes": (1, 2), "smooth": 1.0},
+        {"activation": "sigmoid"},
+    ],
+    "generalized_dice": [
+        {"per_image": False, "classes": "all", "absent_weight": "max"},
+        {"weighting": "simple", "classes": (1, 2), "smooth": 0.1},
+        {"activation": "sigmoid", "weighting": "uniform", "classes": "all"},
+    ],
+    "jaccard": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"activation": "sigmoid"}],
+    "log_cosh_dice": [{"per_image": False, "squared": True}],
+    "tversky": [{"per_image": False, "classes": (0, 2), "smooth": 1.0}, {"activation": "sigmoid", "alpha": 0.5}],
+    "boundary": [{"classes": (2, 1), "normalized": True}, {"activation": "sigmoid"}],
+    "hausdorff_distance_transform": [{"alpha": 1.5, "classes": (0, 2)}, {"one_sided": True, "activation": "sigmoid"}],
+    "hausdorff_erosion": [{"erosions": 2, "alpha": 1.0, "classes": (1, 2)}, {"activation": "sigmoid"}],
+    "hausdorff_convolution": [{"radii": (1, 2), "alpha": 1.0, "classes": (2,)}, {"activation": "sigmoid"}],
+    "focal_tversky": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"gamma": 0.75, "activation": "sigmoid"}],
 }
 # Options without which a loss cannot be built: name -> options.
 NEEDED: dict[str, dict] = {}
@@ -41,6 +81,7 @@ def example(seed=0, shape=(4, 7, 9), void=0.2):
     labels = np.stack([(rows // 3 + columns // 3 + i) % CLASSES for i in range(shape[0])]).astype(np.int32)
     where = rng.random(shape) >= void
     logits = rng.normal(0, 1.5, (*shape, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
+    logits[0, :5, :5, 2] += 6  # an area that is wrong for sure: single wrong pixels do not outlast an erosion
     return logits.astype(np.float32), np.where(where, labels, 255).astype(np.int32), where
 
 
