@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.losses import options
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs, checked_pixel_weights
 from jaxseg.losses.reduction import Loss, pixel_counts
 
@@ -34,9 +35,7 @@ def build(
     """
     if not 0 <= label_smoothing < 1:
         raise JaxsegError(f"config.loss.cross_entropy.label_smoothing = {label_smoothing} is not in [0, 1).")
-    weights = None if class_weights is None else tuple(float(w) for w in class_weights)
-    if weights is not None and not all(0 <= w < float("inf") for w in weights):
-        raise JaxsegError(f"config.loss.cross_entropy.class_weights = {weights}: weights are finite and not negative.")
+    weights = options.weights("cross_entropy.class_weights", class_weights)
 
     def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
@@ -81,7 +80,7 @@ def cross_entropy(
     logits, labels, where = checked_inputs(logits, labels, where)
     weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
     factors = checked_pixel_weights(pixel_weights, where, logits.dtype)
-    loss = _negative_log_likelihood(logits, labels, where)
+    loss = negative_log_likelihood(logits, labels, where)
     if weights is not None:
         loss = loss * weights[jnp.where(where, labels, 0)]
     if label_smoothing:
@@ -95,8 +94,8 @@ def cross_entropy(
 
 
 @jax.custom_vjp
-def _negative_log_likelihood(logits: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
-    """`log sum exp(logits) - logits[label]` inside `where`, else 0.
+def negative_log_likelihood(logits: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+    """`log sum exp(logits) - logits[label]` of checked inputs inside `where`, else 0; NaN where a label is no class id.
 
     The gradient is written out because the automatic one of the lookup is a scatter, which no platform runs fast, and
     because it lets the mask be applied to the results instead of to a copy of the logits.
@@ -106,20 +105,21 @@ def _negative_log_likelihood(logits: jax.Array, labels: jax.Array, where: jax.Ar
 
 def _forward(logits: jax.Array, labels: jax.Array, where: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     top = jnp.max(logits, axis=-1)
-    log_normalizer = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)) + top
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
     safe = jnp.where(where, labels, 0)
     known = (safe >= 0) & (safe < logits.shape[-1])
     chosen = jnp.take_along_axis(logits, jnp.where(known, safe, 0)[..., None], axis=-1)[..., 0]
-    loss = jnp.where(where, jnp.where(known, log_normalizer - chosen, jnp.nan), 0.0)
-    return loss, (logits, labels, where, log_normalizer)
+    # `top` stays apart from `log_sum`: their sum would round a loss of 1e-3 away at logits of 1e4.
+    loss = jnp.where(where, jnp.where(known, log_sum + (top - chosen), jnp.nan), 0.0)
+    return loss, (logits, labels, where, top, log_sum)
 
 
 def _backward(residuals: tuple[jax.Array, ...], upstream: jax.Array) -> tuple[jax.Array, None, None]:
-    logits, labels, where, log_normalizer = residuals
+    logits, labels, where, top, log_sum = residuals
     classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     target = (classes == labels[..., None]).astype(logits.dtype)
-    gradient = (jnp.exp(logits - log_normalizer[..., None]) - target) * upstream[..., None]
+    gradient = (jnp.exp((logits - top[..., None]) - log_sum[..., None]) - target) * upstream[..., None]
     return jnp.where(where[..., None], gradient, 0.0), None, None
 
 
-_negative_log_likelihood.defvjp(_forward, _backward)
+negative_log_likelihood.defvjp(_forward, _backward)

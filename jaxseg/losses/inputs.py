@@ -84,9 +84,13 @@ def checked_multilabel_inputs(
 
 
 def checked_class_weights(
-    class_weights: ArrayLike | Sequence[float] | None, num_classes: int, dtype: jnp.dtype
+    class_weights: ArrayLike | Sequence[float] | None,
+    num_classes: int,
+    dtype: jnp.dtype,
+    *,
+    name: str = "class_weights",
 ) -> jax.Array | None:
-    """The weights as an array `[num_classes]`, or None.
+    """The weights as an array `[num_classes]`, or None; messages call them `name`.
 
     Raises:
       ValueError: their number is not `num_classes`, or one is negative or not finite.
@@ -95,9 +99,9 @@ def checked_class_weights(
         return None
     weights = jnp.asarray(class_weights, dtype)
     if weights.shape != (num_classes,):
-        raise ValueError(f"class_weights has the shape {weights.shape}, the logits have {num_classes} classes")
+        raise ValueError(f"{name} has the shape {weights.shape}, the logits have {num_classes} classes")
     if _known(weights) and not (np.isfinite(weights).all() and (np.asarray(weights) >= 0).all()):
-        raise ValueError(f"class_weights are finite and not negative, not {np.asarray(weights).tolist()}")
+        raise ValueError(f"{name} are finite and not negative, not {np.asarray(weights).tolist()}")
     return weights
 
 
