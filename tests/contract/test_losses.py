@@ -55,11 +55,13 @@ VARIANTS = {
     ],
     "jaccard": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"activation": "sigmoid"}],
     "log_cosh_dice": [{"per_image": False, "squared": True}],
+    "lovasz_softmax": [{"per_image": True, "classes": "all"}, {"classes": (1, 2)}],
+    "lovasz_hinge": [{"per_image": False, "classes": "present"}, {"classes": (1, 2)}],
     "tversky": [{"per_image": False, "classes": (0, 2), "smooth": 1.0}, {"activation": "sigmoid", "alpha": 0.5}],
-    "boundary": [{"classes": (2, 1), "normalized": True}, {"activation": "sigmoid"}],
-    "hausdorff_distance_transform": [{"alpha": 1.5, "classes": (0, 2)}, {"one_sided": True, "activation": "sigmoid"}],
-    "hausdorff_erosion": [{"erosions": 2, "alpha": 1.0, "classes": (1, 2)}, {"activation": "sigmoid"}],
-    "hausdorff_convolution": [{"radii": (1, 2), "alpha": 1.0, "classes": (2,)}, {"activation": "sigmoid"}],
+    "boundary": [{"classes": (2, 1), "normalized": True, "activation": "sigmoid"}],
+    "hausdorff_distance_transform": [{"one_sided": True, "alpha": 1.5, "activation": "sigmoid", "classes": (0, 2)}],
+    "hausdorff_erosion": [{"erosions": 2, "alpha": 1.0, "classes": (1, 2), "activation": "sigmoid"}],
+    "hausdorff_convolution": [{"radii": (1, 2), "alpha": 1.0, "classes": (2,), "activation": "sigmoid"}],
     "focal_tversky": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"gamma": 0.75, "activation": "sigmoid"}],
 }
 # Options without which a loss cannot be built: name -> options.
