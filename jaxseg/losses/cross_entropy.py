@@ -1,13 +1,16 @@
 """Softmax cross-entropy per pixel, with class weights and label smoothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.core.names import call_with_options
 from jaxseg.losses import options
+from jaxseg.losses.border_weights import checked_border_options, class_map_border_weights
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs, checked_pixel_weights
 from jaxseg.losses.reduction import Loss, pixel_counts
 
@@ -17,6 +20,7 @@ def build(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     normalizer: str = "valid_pixels",
+    border_weight: Mapping[str, Any] | None = None,
 ) -> Loss:
     """The loss `cross_entropy` of a config.
 
@@ -26,6 +30,9 @@ def build(
       normalizer: what the sum is divided by: `valid_pixels` counts pixels (Caffe, SegNet); `class_weights` adds up the
         weights of the pixels' classes (PyTorch), a factor that depends on the data; `all_pixels` counts void too;
         `images` leaves the sum over an image's pixels (the published FCN and U-Net).
+      border_weight: U-Net's weights, added to the class's weight at each pixel: options of
+        `border_weights.class_map_border_weights`, for example {"w0": 10.0, "sigma": 5.0, "background": 0}. They are
+        computed in the step from the regions of the label map; the normalizer does not count them.
 
     Returns:
       A loss with one value per pixel, see `cross_entropy`.
@@ -37,8 +44,16 @@ def build(
         raise JaxsegError(f"config.loss.cross_entropy.label_smoothing = {label_smoothing} is not in [0, 1).")
     weights = options.weights("cross_entropy.class_weights", class_weights)
 
+    border = None
+    if border_weight is not None:
+        key = "cross_entropy.border_weight"
+        border = call_with_options(checked_border_options, dict(border_weight), where=f"config.loss.{key}", key=key)
+
     def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
-        return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
+        if border is None:
+            return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
+        plus = _with_border_weights(logits, labels, where, weights, border)
+        return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, pixel_weights=plus)
 
     return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights))
 
@@ -91,6 +106,20 @@ def cross_entropy(
         uniform = jnp.where(where, jnp.mean(spread, axis=-1), 0.0)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return loss if factors is None else loss * factors
+
+
+def _with_border_weights(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+    class_weights: Sequence[float] | None,
+    border: Mapping[str, Any],
+) -> jax.Array:
+    """`w_y + w0 exp(-(d1 + d2)^2 / (2 sigma^2))` for each pixel, 0 outside `where`."""
+    logits, labels, where = checked_inputs(logits, labels, where)
+    weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
+    own = jnp.ones(labels.shape, logits.dtype) if weights is None else weights[jnp.where(where, labels, 0)]
+    return jnp.where(where, own + class_map_border_weights(labels, where=where, **border).astype(own.dtype), 0.0)
 
 
 @jax.custom_vjp

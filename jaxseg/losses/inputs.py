@@ -74,7 +74,8 @@ def checked_multilabel_inputs(
     _warn_of_probabilities(logits)
     wide = jnp.broadcast_to(where[..., None] if where.ndim < logits.ndim else where, logits.shape)
     if labels.ndim == logits.ndim:
-        _refuse_unknown_labels(labels.astype(jnp.int32), wide, 2)
+        labels = labels.astype(jnp.int32)
+        _refuse_unknown_labels(labels, wide, 2)
         known = (labels == 0) | (labels == 1) | ~wide
         return logits, jnp.where(known, (labels == 1).astype(logits.dtype), jnp.nan), wide
     pixels = jnp.any(wide, axis=-1)

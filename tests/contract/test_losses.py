@@ -21,6 +21,7 @@ VARIANTS = {
         {"label_smoothing": 0.1, "class_weights": (0.5, 2.0, 1.0), "normalizer": "class_weights"},
         {"normalizer": "images"},
         {"normalizer": "all_pixels"},
+        {"border_weight": {"w0": 5.0, "sigma": 2.0}, "class_weights": (0.5, 2.0, 1.0)},
     ],
     "sigmoid_cross_entropy": [
         {"label_smoothing": 0.1, "class_weights": (0.5, 2.0, 1.0), "pos_weight": (3.0, 1.0, 0.5)},
