@@ -1,4 +1,4 @@
-"""What every loss of a config keeps, whatever its formula. A new file in jaxseg/losses with `build` is found by itself."""
+"""What every loss of a config keeps, whatever its formula. A new file in jaxseg/losses with `build` is found."""
 
 import functools
 import importlib
