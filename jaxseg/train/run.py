@@ -88,7 +88,8 @@ class Run:
             variables = jax.tree.map(np.asarray, jax.jit(self.initialize)(key))
         if self.config.weights.path:
             options = self.config.weights.to_dict()
-            variables = load_weights(options.pop("path"), variables, **options)
+            settings = {"image_mean": self.image_mean, "image_std": self.image_std}
+            variables = load_weights(options.pop("path"), variables, network=self.model, settings=settings, **options)
         return variables
 
     def evaluator(self) -> Evaluator:

@@ -1,10 +1,10 @@
 """Loads a checkpoint of another project into a network's variables through a name table."""
 
 import dataclasses
+import logging
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,35 +13,43 @@ import numpy as np
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import resolve
+from jaxseg.weights.catalog import locate
+from jaxseg.weights.expectations import differences
+from jaxseg.weights.readers import read_arrays
 
-Hook = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a variable comes from.
-
-    Attributes:
-      name: the array's name in the file.
-      hook: turns the file's array into the variable's layout; None leaves it as it is.
-    """
-
-    name: str
-    hook: Hook | None = None
+LOGGER = logging.getLogger(__name__)
+COUNTERS = (".num_batches_tracked",)
+"""What PyTorch's modules count for themselves; no network has use for it."""
 
 
-def load_weights(path: str | pathlib.Path, variables: Any, *, table: str, scope: str = "") -> Any:
+def load_weights(
+    path: str | pathlib.Path,
+    variables: Any,
+    *,
+    table: str = "",
+    scope: str = "",
+    skip: str = "",
+    network: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
     """Replaces variables by the arrays of a file.
 
     Variables have flat names, `params/backbone/conv/conv/kernel`. A table is a module of jaxseg.weights.tables with
-    `TABLE`, flat name -> Source, and `IGNORED`, prefix of file names -> why they are left out.
+    `TABLE`, flat name -> Source or a function that gives that for the names of a network; `IGNORED`, prefix of file
+    names -> why they are left out where nothing uses them; and `EXPECTS`, the options that the weights were trained
+    with (see jaxseg.weights.expectations), whose violation is a logged warning, and part of the error if there is one.
 
     Args:
-      path: an .npz file.
+      path: a PyTorch, .safetensors or .npz file, or a name of jaxseg.weights.catalog, for example
+        "torchvision/resnet50.IMAGENET1K_V2".
       variables: {"params": ..., "batch_stats": ...} as `module.init` returns them, arrays or ShapeDtypeStructs.
-      table: the table's name.
+      table: the table's name; "" for the one that belongs to a name of the catalog.
       scope: part of the network, for example "backbone": only variables below `<collection>/<scope>/` are loaded, and
         the table's names begin after it. "" for the whole network.
+      skip: regular expression; variables in whose name it is found keep their values, for example "classifier" where
+        the classes are others than the file's. "" for none.
+      network: the module that the variables belong to, for `EXPECTS`.
+      settings: further options that `EXPECTS` may speak about, for example {"image_mean": ...}.
 
     Returns:
       A tree like `variables` with the loaded arrays in place; the others are the ones that came in.
@@ -50,50 +58,50 @@ def load_weights(path: str | pathlib.Path, variables: Any, *, table: str, scope:
       JaxsegError: unreadable file, unknown table or scope; variables that the table or the file lacks, arrays of the
         file that nothing uses, shapes that differ, values that are not finite. All of them are counted and listed.
     """
-    arrays = read_npz(path)
-    names = resolve("weights.tables", table, "TABLE")
-    ignored = resolve("weights.tables", table, "IGNORED")
+    file, table = locate(path, table)
     flat, treedef = jax.tree_util.tree_flatten_with_path(variables)
     named = ((_relative(_flat_name(key), scope), i) for i, (key, _) in enumerate(flat))
     wanted = {name: i for name, i in named if name is not None}
     if not wanted:
         raise JaxsegError(f"config.weights.scope = {scope!r}: the network has no variables below that name.")
-    leaves = [leaf for _, leaf in flat]
-    problems, used = _Problems(path=str(path), table=table), set()
+    skipped = {name for name in wanted if skip and _pattern(skip).search(name)}
+    sources = _sources(table, list(wanted))
+    arrays = read_arrays(file)
+    expected = resolve("weights.tables", table, "EXPECTS")
+    problems = _Problems(str(file), table, len(wanted), differences(expected, network, scope, settings or {}))
+    leaves, used = [leaf for _, leaf in flat], set()
     for name, position in wanted.items():
-        source = names.get(name)
+        source = sources.get(name)
+        if source is not None:
+            used.add(source.name)
+        if name in skipped:
+            continue
         if source is None or source.name not in arrays:
             problems.missing.append(name if source is None else f"{name} (from {source.name})")
             continue
-        used.add(source.name)
         value = arrays[source.name] if source.hook is None else source.hook(arrays[source.name])
         problems.check(name, source.name, value, leaves[position])
         leaves[position] = value
-    problems.unused = [n for n in arrays if n not in used and not n.startswith(tuple(ignored) or ("\0",))]
-    problems.raise_if_any()
+    ignored = tuple(resolve("weights.tables", table, "IGNORED"))
+    left = [n for n in arrays if n not in used and not n.endswith(COUNTERS)]
+    problems.unused = [n for n in left if not (ignored and n.startswith(ignored)) and not (skip and re.search(skip, n))]
+    problems.raise_or_warn()
     old = [leaf for _, leaf in flat]
     leaves = [b if a is b else jnp.asarray(b, a.dtype) for a, b in zip(old, leaves, strict=True)]
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
-def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; pickled objects in it are refused.
+def _sources(table: str, names: Sequence[str]) -> Mapping[str, Any]:
+    """The table's sources for the names of a network."""
+    found = resolve("weights.tables", table, "TABLE")
+    return found(names) if callable(found) else found
 
-    Raises:
-      JaxsegError: no such file, not an .npz file, truncated, or with pickled objects.
-    """
+
+def _pattern(skip: str) -> re.Pattern[str]:
     try:
-        # Opened here: where the archive is broken, np.load leaves the file that it opened itself open.
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise JaxsegError(f"{path} is not an .npz file of named arrays.")
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise JaxsegError(f"{path}: no such file (config.weights.path).") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise JaxsegError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        return re.compile(skip)
+    except re.error as error:
+        raise JaxsegError(f"config.weights.skip = {skip!r} is no regular expression: {error}.") from None
 
 
 def _flat_name(path: tuple[Any, ...]) -> str:
@@ -115,6 +123,8 @@ class _Problems:
 
     path: str
     table: str
+    wanted: int
+    options: list[str]
     missing: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     shapes: list[str] = dataclasses.field(default_factory=list)
@@ -126,7 +136,7 @@ class _Problems:
         elif not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
             self.values.append(f"{source} ({value.dtype})")
 
-    def raise_if_any(self) -> None:
+    def raise_or_warn(self) -> None:
         kinds: Mapping[str, list[str]] = {
             "variables that the file does not give": self.missing,
             "arrays of the file that nothing uses": self.unused,
@@ -135,8 +145,16 @@ class _Problems:
         }
         lines = [f"  {len(found)} {kind}: {_first_ten(found)}" for kind, found in kinds.items() if found]
         if lines:
+            if len(self.missing) * 2 > self.wanted or len(self.shapes) * 2 > self.wanted:
+                lines.insert(0, f"  It looks like another architecture's: {self._fitting()} of {self.wanted} fit.")
+            lines += [f"  {option}" for option in self.options]
             advice = "Choose the table, the scope and the network's options (width, classes) that belong to the file."
             raise JaxsegError("\n".join([f"{self.path} does not fit (table {self.table}):", *lines, advice]))
+        for option in self.options:
+            LOGGER.warning("%s: %s.", self.path, option)
+
+    def _fitting(self) -> int:
+        return self.wanted - len(self.missing) - len(self.shapes) - len(self.values)
 
 
 def _first_ten(names: list[str]) -> str:

@@ -11,8 +11,9 @@ from jax import lax
 from jaxseg.backbones.mobilenet_v2 import MobileNetV2Classifier
 from jaxseg.core.errors import JaxsegError
 from jaxseg.models import deeplab_v3, deeplab_v3plus
-from jaxseg.weights.load import load_weights, read_npz
+from jaxseg.weights.load import load_weights
 from jaxseg.weights.parity import largest_differences
+from jaxseg.weights.readers.npz import read_npz
 
 pytestmark = pytest.mark.data
 IMAGENET, VOC = "mobilenet_v2_1.0_224_imagenet.npz", "deeplabv3_mnv2_os16_voc.npz"

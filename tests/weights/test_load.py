@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.backbones.mobilenet_v2 import build as build_backbone
 from jaxseg.core.errors import JaxsegError, UnknownNameError
-from jaxseg.core.names import known_names, resolve
-from jaxseg.weights.load import load_weights, read_npz
+from jaxseg.weights.load import load_weights
+from jaxseg.weights.readers.npz import read_npz
 from jaxseg.weights.tables import tf_slim_mobilenet_v2
 
 TABLE = tf_slim_mobilenet_v2.TABLE
@@ -132,9 +133,57 @@ def test_unreadable_files(tmp_path, arrays):
         read_npz(tmp_path / "single.npy")
 
 
-@pytest.mark.parametrize("name", known_names("weights.tables"))
-def test_tables_name_each_array_once(name):
-    table = resolve("weights.tables", name, "TABLE")
-    sources = [s.name for s in table.values()]
-    assert len(set(sources)) == len(sources)
-    assert not any(s.startswith(tuple(resolve("weights.tables", name, "IGNORED")) or ("\0",)) for s in sources)
+def test_what_is_skipped_keeps_its_values_and_is_not_missed(tmp_path, arrays, variables):
+    del arrays["MobilenetV2/Conv/BatchNorm/beta"]
+    arrays["MobilenetV2/Conv/weights"] = np.zeros((7, 7, 1, 1), np.float32)
+    arrays["MobilenetV2/Conv/extra"] = np.zeros(1, np.float32)
+    path = save(tmp_path / "w.npz", arrays)
+    options = {"table": "tf_slim_mobilenet_v2", "scope": "backbone"}
+    loaded = load_weights(path, variables, skip="^params/conv/|/Conv/extra", **options)
+    for part, name in (("conv", "kernel"), ("norm", "bias")):
+        old = variables["params"]["backbone"]["conv"][part][name]
+        assert loaded["params"]["backbone"]["conv"][part][name] is old
+    np.testing.assert_array_equal(
+        loaded["params"]["backbone"]["block1"]["expand"]["norm"]["bias"],
+        arrays["MobilenetV2/expanded_conv_1/expand/BatchNorm/beta"],
+    )
+    with pytest.raises(JaxsegError, match="1 variables that the file does not give: params/conv/norm/bias"):
+        load_weights(path, variables, skip="conv/conv/kernel|extra", **options)
+    with pytest.raises(JaxsegError, match=r"skip = '\(' is no regular expression"):
+        load_weights(path, variables, skip="(", **options)
+
+
+def test_another_architecture_is_recognised(tmp_path, arrays, variables):
+    arrays = {f"layer1.{i}.conv1.weight": np.ones((1, 1, 3, 3), np.float32) for i in range(30)}
+    with pytest.raises(JaxsegError) as error:
+        load(save(tmp_path / "w.npz", arrays), variables)
+    lines = str(error.value).splitlines()
+    assert "looks like another architecture's: 0 of" in lines[1]
+    assert "that the file does not give" in lines[2] and "layer1.0.conv1.weight" in lines[3]
+
+
+def test_options_that_the_weights_do_not_expect_are_told(tmp_path, arrays, variables, caplog):
+    class Network:
+        backbone = build_backbone(padding="torch")
+
+    path = save(tmp_path / "w.npz", arrays)
+    options = {"table": "tf_slim_mobilenet_v2", "scope": "backbone", "network": Network()}
+    load_weights(path, variables, settings={"image_mean": (127.5,) * 3, "image_std": [1, 2, 3]}, **options)
+    assert [r.message.partition("w.npz: ")[2] for r in caplog.records] == [
+        "model.backbone.padding is 'torch', the weights expect 'same'.",
+        "model.image_std is [1, 2, 3], the weights expect (127.5, 127.5, 127.5).",
+    ]
+    caplog.clear()
+    Network.backbone = build_backbone()
+    load_weights(path, variables, **options)
+    assert not caplog.records
+    Network.backbone = build_backbone(norm_epsilon=1e-5)
+    del arrays["MobilenetV2/Conv/BatchNorm/beta"]
+    with pytest.raises(JaxsegError, match=r"norm.epsilon is 1e-05, the weights expect 0.001\n"):
+        load_weights(save(tmp_path / "w.npz", arrays), variables, **options)
+    assert not caplog.records
+
+
+def test_a_plain_file_needs_a_table(tmp_path, arrays, variables):
+    with pytest.raises(JaxsegError, match=r"config.weights.table is missing.*w.npz"):
+        load_weights(save(tmp_path / "w.npz", arrays), variables)

@@ -1,1 +1,1 @@
-"""One module a kind of checkpoint: TABLE (jaxseg name -> Source) and IGNORED (name prefix -> reason)."""
+"""One module a kind of checkpoint: TABLE, IGNORED and EXPECTS, see `jaxseg.weights.load.load_weights`."""

@@ -1,12 +1,16 @@
-"""TF-slim's DeepLab v3 over MobileNetV2 into `deeplab_v3` with `aspp_rates=()`.
+"""TF-slim's DeepLab v3 over MobileNetV2 into `deeplab_v3` with `aspp_rates=()`, `norm_epsilon=1e-3`."""
 
-Resizing: align_corners. Batch norm: epsilon 1e-3 everywhere (`norm_epsilon=1e-3`).
-"""
-
-from jaxseg.weights.load import Source
-from jaxseg.weights.tables.tf_slim_mobilenet_v2 import backbone, conv_norm
+from jaxseg.weights.rules import Source
+from jaxseg.weights.tables.tf_slim_mobilenet_v2 import IMAGE, backbone, conv_norm
 
 IGNORED: dict[str, str] = {}
+EXPECTS = {
+    "alignment": "align_corners",
+    "backbone.padding": "same",
+    "backbone.norm.epsilon": 1e-3,
+    "aspp.norm.epsilon": 1e-3,
+    **IMAGE,
+}
 
 TABLE = (
     backbone("backbone/")

@@ -1,6 +1,6 @@
 """The backbone alone out of TF-slim's DeepLab v3 over MobileNetV2."""
 
-from jaxseg.weights.tables.tf_slim_mobilenet_v2 import backbone
+from jaxseg.weights.tables.tf_slim_mobilenet_v2 import EXPECTS, backbone
 
 IGNORED = {
     "aspp0/": "DeepLab's head",
@@ -10,3 +10,4 @@ IGNORED = {
 }
 
 TABLE = backbone()
+__all__ = ["EXPECTS", "IGNORED", "TABLE"]

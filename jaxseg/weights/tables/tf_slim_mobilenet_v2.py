@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from jaxseg.weights.load import Source
+from jaxseg.weights.rules import Source
 
 IGNORED = {
     "MobilenetV2/Conv_1/": "the classifier's last 1x1 convolution",
     "MobilenetV2/Logits/": "the ImageNet classifier",
 }
+IMAGE = {"image_mean": (127.5, 127.5, 127.5), "image_std": (127.5, 127.5, 127.5)}
+EXPECTS = {"padding": "same", "norm.epsilon": 1e-3, **IMAGE}
 
 
 def depthwise(array: np.ndarray) -> np.ndarray:

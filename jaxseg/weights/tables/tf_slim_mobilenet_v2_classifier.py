@@ -1,9 +1,10 @@
 """TF-slim's MobileNetV2 with its ImageNet classifier, into `MobileNetV2Classifier`."""
 
-from jaxseg.weights.load import Source
-from jaxseg.weights.tables.tf_slim_mobilenet_v2 import backbone, conv_norm
+from jaxseg.weights.rules import Source
+from jaxseg.weights.tables.tf_slim_mobilenet_v2 import IMAGE, backbone, conv_norm
 
 IGNORED: dict[str, str] = {}
+EXPECTS = {"norm.epsilon": 1e-3, **IMAGE}
 
 TABLE = (
     backbone("backbone/")
