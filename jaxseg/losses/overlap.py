@@ -132,7 +132,7 @@ def region_counts(classes: Classes, *, per_image: bool, multi_hot: bool = False)
         where = jnp.ones(pixels, bool) if where is None else jnp.asarray(where)
         wide = where if where.ndim > len(pixels) else where[..., None]
         if multi_hot:
-            true = jnp.sum(wide & (labels != 0), axis=(-3, -2), dtype=jnp.int32)
+            true = jnp.sum(wide & labels.astype(bool), axis=(-3, -2), dtype=jnp.int32)
         else:
             # A label that is no id counts as some class, so that the loss, which is NaN then, is not dropped.
             ids = jnp.clip(labels.astype(jnp.int32), 0, num_classes - 1)
