@@ -3,6 +3,8 @@
 Differences from the paper: the stride of a bottleneck stands in its 3x3 convolution as in torchvision ("v1.5"), or in
 the first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an
 atrous rate.
+Variants: the deep stem of three 3x3 convolutions (`stem="deep"`; PSPNet, UPerNet), Caffe's pooling (`stem_pool`), rates
+of the first unit of a dilated stage (`dilate_first_unit`).
 """
 
 from typing import Any
@@ -15,9 +17,18 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import ConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import NormOptions
+from jaxseg.ops.pooling import max_pool
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 OUTPUT_STRIDES = (4, 8, 16, 32)
+STEMS = ("conv7", "deep")
+# What the pooling after the stem does: padding of one and the number of windows rounded down (torchvision) or up
+# (DeepLab v2's PyTorch port), or no padding and rounded up (Caffe).
+STEM_POOLS: dict[str, dict[str, Any]] = {
+    "floor": {"padding": 1},
+    "ceil": {"padding": 1, "ceil": True},
+    "caffe": {"ceil": True},
+}
 
 
 class Bottleneck(nn.Module):
@@ -90,6 +101,9 @@ class ResNet(nn.Module):
     output_stride: int = 32
     multi_grid: tuple[int, ...] = ()
     stride_in_1x1: bool = False
+    dilate_first_unit: bool = False
+    stem: str = "conv7"
+    stem_pool: str = "floor"
     width: int = 64
     padding: str = "torch"
     norm: NormOptions = NormOptions()
@@ -98,12 +112,17 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """`[*b, h, w, 3]` -> features by stride, and the taps `stage1` .. `stage4`."""
+        """`[*b, h, w, 3]` -> features by stride, and the taps `stem_pool`, `stage1` .. `stage4`."""
         shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
-        x = ConvNorm(self.width, 7, strides=2, name="stem", **shared)(image, train)
+        if self.stem == "deep":
+            x = ConvNorm(self.width, 3, strides=2, name="stem1", **shared)(image, train)
+            x = ConvNorm(self.width, 3, name="stem2", **shared)(x, train)
+            x = ConvNorm(2 * self.width, 3, name="stem3", **shared)(x, train)
+        else:
+            x = ConvNorm(self.width, 7, strides=2, name="stem", **shared)(image, train)
         features = {"s2": x}
-        pads = "SAME" if self.padding == "same" else ((1, 1), (1, 1))
-        x = nn.max_pool(x, (3, 3), (2, 2), pads)
+        pooling = {"padding": "SAME"} if self.padding == "same" else STEM_POOLS[self.stem_pool]
+        features["stem_pool"] = x = max_pool(x, 3, strides=2, **pooling)
         block = Basic if self.depth in (18, 34) else Bottleneck
         unit = nn.remat(block, static_argnums=(2,)) if self.remat else block
         stride, rate = 4, 1
@@ -112,6 +131,7 @@ class ResNet(nn.Module):
             if stride * first_stride > self.output_stride:
                 # The unit that loses its stride keeps the rate it had (torchvision, DeepLab); the next are dilated.
                 rate, first_stride = rate * first_stride, 1
+                first_rate = rate if self.dilate_first_unit else first_rate
             stride *= first_stride
             width = self.width * 2**stage
             for i in range(units):
@@ -138,6 +158,9 @@ def build_resnet(
     output_stride: int = 32,
     multi_grid: tuple[int, ...] = (),
     stride_in_1x1: bool = False,
+    dilate_first_unit: bool = False,
+    stem: str = "conv7",
+    stem_pool: str = "floor",
     width: int = 64,
     padding: str = "torch",
     norm_momentum: float = 0.9,
@@ -153,6 +176,11 @@ def build_resnet(
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rate, one a unit, for example (1, 2, 4) of DeepLab v3; () for none.
       stride_in_1x1: stride in the first 1x1 of a unit (the paper, Caffe) instead of the 3x3 (torchvision).
+      dilate_first_unit: the unit that loses its stride has the stage's new rate already (PSPNet, DeepLab v2's Caffe
+        networks); False: it keeps the rate before (torchvision, TensorFlow's DeepLab).
+      stem: "conv7", a 7x7 convolution, or "deep": 3x3 convolutions of width, width and 2 width channels.
+      stem_pool: the 3x3 pooling after it: "floor" (torchvision), "ceil", or "caffe" (ceil, no padding). With padding
+        "same" it is TensorFlow's.
       width: channels of the stem; 64 is the paper's.
       padding: "torch" (symmetric, torchvision) or "same" (TensorFlow).
       norm_momentum, norm_epsilon, freeze_norm: batch norm.
@@ -160,15 +188,20 @@ def build_resnet(
       dtype: of the computation.
 
     Returns:
-      A module: `module(image, train)` -> {"s2": stem, "s4": stage 1, ..., deepest: stage 4, "stage1" .. "stage4"}.
+      A module: `module(image, train)` -> {"s2": stem, "s4": stage 1, ..., deepest: stage 4, "stem_pool", "stage1" ..
+      "stage4"}. Channels: stem 64 (deep 128), stages 256, 512, 1024, 2048; 64, 128, 256, 512 for 18 and 34.
 
     Raises:
-      JaxsegError: an output stride that it cannot give, or as many grid factors as the last stage has no units.
+      JaxsegError: an output stride that it cannot give, an unknown stem or pooling, or as many grid factors as the last
+        stage has no units.
     """
     name = f"resnet{depth}"
     if depth not in UNITS:
         raise JaxsegError(f"{name} does not exist; depths are {', '.join(map(str, UNITS))}.")
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model=name)
+    for option, value, known in (("stem", stem, STEMS), ("stem_pool", stem_pool, STEM_POOLS)):
+        if value not in known:
+            raise JaxsegError(f"{name}: {option} = {value!r} is not one of {', '.join(known)}.")
     multi_grid = tuple(multi_grid)
     if multi_grid and (len(multi_grid) != UNITS[depth][3] or min(multi_grid) < 1):
         raise JaxsegError(f"{name}: multi_grid = {multi_grid} must be {UNITS[depth][3]} positive factors, or ().")
@@ -177,6 +210,9 @@ def build_resnet(
         output_stride=output_stride,
         multi_grid=multi_grid,
         stride_in_1x1=stride_in_1x1,
+        dilate_first_unit=dilate_first_unit,
+        stem=stem,
+        stem_pool=stem_pool,
         width=width,
         padding=padding,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.backbones import mobilenet_v2, resnet50, resnet101
+from jaxseg.backbones import mobilenet_v2, resnet18, resnet34, resnet50, resnet101, resnet152
 from jaxseg.backbones.mobilenet_v2 import divisible_by_8
 from jaxseg.backbones.resnet import build_resnet
 from jaxseg.core.errors import JaxsegError
@@ -28,9 +28,11 @@ def count(module):
     [
         (resnet50.build(), 23_508_032),
         (resnet101.build(output_stride=8), 42_500_160),
-        (build_resnet(152), 58_143_808),
-        (build_resnet(18), 11_176_512),
-        (build_resnet(34), 21_284_672),
+        (resnet152.build(), 58_143_808),
+        (resnet18.build(), 11_176_512),
+        (resnet34.build(), 21_284_672),
+        (resnet50.build(stem="deep"), 23_631_808),
+        (resnet101.build(stem="deep", stride_in_1x1=True, stem_pool="caffe"), 42_623_936),
         (mobilenet_v2.build(), 1_811_712),
     ],
 )
@@ -109,6 +111,33 @@ def test_resnet_rates_are_torchvisions(options, stage3, stage4):
     assert found[13:] == stage4
 
 
+def test_resnet_rates_of_the_first_unit():
+    found = convolutions(resnet50.build(output_stride=8, dilate_first_unit=True))
+    assert found[7:] == [(2, 1)] * 6 + [(4, 1)] * 3
+    assert convolutions(resnet50.build(dilate_first_unit=True)) == convolutions(resnet50.build())
+
+
+@pytest.mark.parametrize(
+    "size, pool, sizes",
+    [
+        (65, "floor", (33, 17)),
+        (62, "floor", (31, 16)),
+        (62, "ceil", (31, 16)),
+        (64, "floor", (32, 16)),
+        (64, "ceil", (32, 17)),
+        (64, "caffe", (32, 16)),
+        (1, "caffe", (1, 1)),
+    ],
+)
+def test_resnet_stems(size, pool, sizes):
+    """The deep stem ends with twice the channels; ceil adds a window where an even map has padding."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    _, features = shapes(resnet18.build(stem="deep", stem_pool=pool), image)
+    assert features["s2"].shape == (1, sizes[0], sizes[0], 128)
+    assert features["stem_pool"].shape == (1, sizes[1], sizes[1], 128)
+    assert features["s4"].shape == (1, sizes[1], sizes[1], 64)
+
+
 def test_resnet_stride_in_the_first_1x1():
     assert [s for _, s in convolutions(resnet50.build(stride_in_1x1=True))] == [1] * 16
 
@@ -168,5 +197,9 @@ def test_errors():
         mobilenet_v2.build(output_stride=12)
     with pytest.raises(JaxsegError, match="multi_grid"):
         resnet50.build(multi_grid=(1, 2))
+    with pytest.raises(JaxsegError, match="stem = 'depp' is not one of conv7, deep"):
+        resnet50.build(stem="depp")
+    with pytest.raises(JaxsegError, match="stem_pool = 'same'"):
+        resnet50.build(stem_pool="same")
     with pytest.raises(JaxsegError, match="resnet51"):
         build_resnet(51)
