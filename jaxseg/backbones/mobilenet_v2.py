@@ -1,7 +1,8 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), laid out as TF-slim's, so that its weights fit.
 
 Differences from the paper: none. Above the output stride a stride becomes an atrous rate for the layers after it, as in
-DeepLab (arXiv 1606.00915, section 3.1); the last 1x1 convolution to 1280 channels belongs to the classifier alone.
+DeepLab (arXiv 1606.00915, section 3.1); the last 1x1 convolution to 1280 channels belongs to the classifier alone, or
+(`last_convolution`) ends the backbone. torchvision's flavour is `padding="torch"`, `norm_epsilon=1e-5`.
 """
 
 from typing import Any
@@ -76,6 +77,7 @@ class MobileNetV2(nn.Module):
     output_stride: int = 32
     width: float = 1.0
     padding: str = "same"
+    last_convolution: bool = False
     norm: NormOptions = NormOptions(epsilon=1e-3)
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -110,6 +112,10 @@ class MobileNetV2(nn.Module):
                 features[f"block{index}"] = features[f"s{stride}"] = x
                 features[f"s{stride}_depthwise"] = depthwise
                 index += 1
+        if self.last_convolution:
+            last = divisible_by_8(1280 * max(self.width, 1.0))
+            x = ConvNorm(last, activation=nn.relu6, name="conv_last", **shared)(x, train)
+            features["conv_last"] = features[f"s{stride}"] = x
         return features
 
 
@@ -139,6 +145,7 @@ def build(
     output_stride: int = 32,
     width: float = 1.0,
     padding: str = "same",
+    last_convolution: bool = False,
     norm_momentum: float = 0.9,
     norm_epsilon: float = 1e-3,
     freeze_norm: bool = False,
@@ -150,7 +157,9 @@ def build(
     Args:
       output_stride: 2, 4, 8, 16 or 32; beyond it strides become atrous rates.
       width: channel multiplier; channels are rounded to multiples of 8.
-      padding: "same" as TensorFlow's weights expect, or "torch".
+      padding: "same" as TensorFlow's weights expect, or "torch" (with `norm_epsilon=1e-5`: torchvision's network).
+      last_convolution: the classifier's 1x1 convolution to 1280 channels gives the deepest features, as in
+        segmentation_models_pytorch.
       norm_momentum, norm_epsilon, freeze_norm: batch norm.
       remat: recompute each block in the backward pass instead of storing what is inside it.
       dtype: of the computation.
@@ -167,6 +176,7 @@ def build(
         output_stride=output_stride,
         width=width,
         padding=padding,
+        last_convolution=last_convolution,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),
         remat=remat,
         dtype=dtype,

@@ -1,0 +1,7 @@
+"""Xception-65, see `jaxseg.backbones.xception`."""
+
+import functools
+
+from jaxseg.backbones.xception import build_xception
+
+build = functools.partial(build_xception, 65)
