@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.masks import valid_mask
+from jaxseg.metrics.confidence import BITS, checked_probabilities, fixed_point_confidence
 from jaxseg.metrics.metric import Counts, Metric, Scores
 from jaxseg.ops.argmax import class_argmax
 
-BITS = 24  # confidences are multiples of 2^-24, which float32 values of 0.5 and more are anyway
 _HALF = BITS // 2
 _CHUNK = 1 << (31 - _HALF - 1)  # pixels whose halves of 12 bits add up to less than 2^31
 MAX_BINS = 127
@@ -64,17 +64,16 @@ def calibration_counts(
 
     Raises:
       TypeError: labels are not integers, or `where` is not bool, or probabilities are not floats.
-      ValueError: shapes that do not fit, or bins out of range.
+      ValueError: shapes that do not fit, values outside 0..1 (where they can be looked at), or bins out of range.
 
     Reference: Guo et al., On calibration of modern neural networks, arXiv 1706.04599, equations 2 to 5.
     """
-    labels, probabilities = jnp.asarray(labels), jnp.asarray(probabilities)
-    where = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
-    _check(labels, probabilities, where, bins)
+    labels, probabilities, where = checked_probabilities(labels, probabilities, where)
+    if not 1 <= bins <= MAX_BINS:
+        raise ValueError(f"bins = {bins} is not in 1..{MAX_BINS}")
     valid = where & valid_mask(labels, num_classes=probabilities.shape[-1])
     hit = class_argmax(probabilities) == labels
-    confidence = jnp.nan_to_num(jnp.max(probabilities, axis=-1).astype(jnp.float32), nan=0.0, posinf=1.0)
-    q = jnp.round(jnp.clip(confidence, 0.0, 1.0) * (1 << BITS)).astype(jnp.int32)
+    q = fixed_point_confidence(probabilities)
     # An arithmetic shift rounds down: ceil(q M / 2^24) - 1, in integers, whatever the confidence's last bit.
     place = jnp.maximum((q * bins - 1) >> BITS, 0)
     cell = jnp.where(valid, 2 * place + hit.astype(jnp.int32), 2 * bins)
@@ -167,17 +166,3 @@ def _by_mask(cell: jax.Array, q: jax.Array, cells: int) -> jax.Array:
     member = cell[..., None] == jnp.arange(cells, dtype=jnp.int32)
     parts = (jnp.ones_like(q), q >> _HALF, q & ((1 << _HALF) - 1))
     return jnp.stack([jnp.sum(jnp.where(member, x[..., None], 0), axis=-2, dtype=jnp.int32) for x in parts])
-
-
-def _check(labels: Any, probabilities: Any, where: Any, bins: int) -> None:
-    if not jnp.issubdtype(probabilities.dtype, jnp.floating):
-        raise TypeError(f"probabilities must be floats, not {probabilities.dtype}")
-    if where.dtype != np.bool_:
-        raise TypeError(f"where must be bool, not {where.dtype}")
-    if labels.ndim < 2 or probabilities.shape[:-1] != labels.shape or where.shape != labels.shape:
-        raise ValueError(
-            f"labels {labels.shape}, where {where.shape}, probabilities {probabilities.shape}: "
-            "give [b, h, w], [b, h, w] and [b, h, w, c]"
-        )
-    if not 1 <= bins <= MAX_BINS:
-        raise ValueError(f"bins = {bins} is not in 1..{MAX_BINS}")

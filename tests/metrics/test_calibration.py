@@ -134,6 +134,7 @@ def test_all_void():
         ({"where": np.ones((3, 7, 9), np.int32)}, TypeError, "bool"),
         ({"where": np.ones((3, 7, 8), bool)}, ValueError, "give \\[b, h, w\\]"),
         ({"bins": 128}, ValueError, "bins = 128"),
+        ({"probabilities": 3 * example()[1]}, ValueError, "softmax"),
     ],
 )
 def test_bad_input(change, error, says):
