@@ -13,7 +13,6 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.class_maps import Classes, class_maps, each_class, map_loss
 from jaxseg.losses.reduction import Loss
-from jaxseg.ops.morphology import shift
 
 RADII = (3, 6, 9, 12, 15, 18)
 
@@ -92,11 +91,13 @@ def hausdorff_convolution(
     """
     p, y, where = class_maps(logits, labels, where, classes, activation)
 
+    radii = tuple(radii)
+
     def one(p: jax.Array, y: jax.Array, where: jax.Array) -> jax.Array:
-        maps = jnp.stack([p, y, where.astype(p.dtype)], axis=-3)
+        constants = lax.stop_gradient(jnp.stack([y, where.astype(p.dtype)], axis=-3))
         total = jnp.zeros_like(p)
-        for radius, means in zip(radii, disc_means(maps, tuple(radii)), strict=True):
-            inside_p, inside_y, any_at_all = (means[..., i, :, :] for i in range(3))
+        for radius, inside_p, means in zip(radii, disc_means(p, radii), disc_means(constants, radii), strict=True):
+            inside_y, any_at_all = means[..., 0, :, :], means[..., 1, :, :]
             predicted = _soft_threshold(any_at_all - inside_y) + _soft_threshold(inside_p)
             true = _soft_threshold(inside_y) + _soft_threshold(any_at_all - inside_p)
             total = total + float(radius) ** alpha * (predicted * p + true * y)
@@ -117,27 +118,36 @@ def disc_means(image: jax.Array, radii: tuple[int, ...]) -> tuple[jax.Array, ...
     Rows of a disc are sums along rows, and the longer ones extend the shorter ones: a disc of radius r costs 2 r + 1
     additions a pixel in place of pi r^2. A disc is symmetric, so that the gradient is the same sum of the upstream one.
     """
+    reach = max(radii)
     half_widths = {r: [math.isqrt(r * r - dy * dy) for dy in range(r + 1)] for r in radii}
-    runs = _centred_sums(image, sorted({half for halves in half_widths.values() for half in halves}))
+    runs = _centred_sums(image, sorted({half for halves in half_widths.values() for half in halves}), reach)
+    h = image.shape[-2]
     result = []
     for radius, halves in half_widths.items():
-        rows = [runs[half] for half in halves]
-        total = rows[0]
-        for dy in range(1, radius + 1):
-            total = total + (shift(rows[dy], dy, 0, 0) + shift(rows[dy], -dy, 0, 0))
+        rows = [
+            lax.slice_in_dim(runs[halves[abs(dy)]], reach + dy, reach + dy + h, axis=image.ndim - 2)
+            for dy in range(-radius, radius + 1)
+        ]
         pixels = 2 * sum(2 * half + 1 for half in halves) - (2 * radius + 1)
-        result.append(total * (1.0 / pixels))
+        # Otherwise the sums of all radii run in one loop, which no cache holds.
+        result.append(lax.optimization_barrier(functools.reduce(jnp.add, rows) * (1.0 / pixels)))
     return tuple(result)
 
 
-def _centred_sums(image: jax.Array, half_widths: Sequence[int]) -> dict[int, jax.Array]:
-    """Sums over `2 half + 1` pixels of a row, for each half width in ascending order."""
+def _centred_sums(image: jax.Array, half_widths: Sequence[int], margin: int) -> dict[int, jax.Array]:
+    """Sums over `2 half + 1` pixels of a row, for each half width in ascending order; `margin` rows of 0 on both sides.
+
+    Padded once: slices of a padded image vectorise, each shift with its own padding asks at every pixel.
+    """
+    w, axis = image.shape[-1], image.ndim - 1
+    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(margin, margin)] * 2)
     found: dict[int, jax.Array] = {}
-    total, reach = image, 0
+    total, reach = lax.slice_in_dim(padded, margin, margin + w, axis=axis), 0
     for half in half_widths:
         while reach < half:
             reach += 1
-            total = total + (shift(image, 0, reach, 0) + shift(image, 0, -reach, 0))
+            left, right = (lax.slice_in_dim(padded, margin + d, margin + d + w, axis=axis) for d in (-reach, reach))
+            total = total + (left + right)
         # Otherwise each of their readers would add them up anew.
         total = lax.optimization_barrier(total)
         found[half] = total

@@ -1,5 +1,7 @@
 """Hausdorff loss by erosions (Karimi & Salcudean 2019, arXiv 1904.10030)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxseg.losses import options
 from jaxseg.losses.class_maps import Classes, class_maps, each_class, map_loss
 from jaxseg.losses.reduction import Loss
-from jaxseg.ops.morphology import shift
+
+CROSS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 
 def build(
@@ -87,15 +90,17 @@ def hausdorff_erosion(
 
         weights = jnp.arange(1, erosions + 1, dtype=p.dtype) ** alpha
         error = (p - y) ** 2
-        return lax.scan(jax.checkpoint(step), (error, jnp.zeros_like(error)), weights)[0][1]
+        return lax.scan(step, (error, jnp.zeros_like(error)), weights)[0][1]
 
     return each_class(one, where, p, y)
 
 
 def _erode(left: jax.Array, where: jax.Array) -> jax.Array:
     """One soft erosion, `[*b, h, w]`, 0 outside the mask before and after."""
-    around = sum(shift(left, dy, dx, 0) for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)))
-    left = jnp.where(where, jnp.maximum((left + around) * 0.2 - 0.5, 0.0), 0.0)
+    h, w = left.shape[-2:]
+    padded = jnp.pad(left, [(0, 0)] * (left.ndim - 2) + [(1, 1), (1, 1)])
+    cross = [padded[..., 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w] for dy, dx in CROSS]
+    left = jnp.where(where, jnp.maximum(functools.reduce(jnp.add, cross) * 0.2 - 0.5, 0.0), 0.0)
     top = jnp.max(left, axis=(-2, -1), keepdims=True)  # outside the mask are zeros, of which nothing is below
     bottom = jnp.min(jnp.where(where, left, jnp.inf), axis=(-2, -1), keepdims=True)
     bottom = jnp.where(jnp.isfinite(bottom), bottom, top)
