@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -92,13 +93,13 @@ def example(seed=0, shape=(4, 7, 9), void=0.2):
 @functools.cache
 def compiled(name, options):
     """The loss, its jitted value and gradient, and its jitted values, compiled once for all tests of the case."""
-    loss = resolve("losses", name)(**dict(options))
+    loss = resolve("losses", name)(**json.loads(options))
     step = jax.jit(jax.value_and_grad(lambda x, y, w: loss.mean(x, y, where=w)))
     return loss, step, jax.jit(lambda x, y, w: loss(x, y, where=w))
 
 
 def built(name, options):
-    return compiled(name, tuple(sorted(options.items())))
+    return compiled(name, json.dumps(options, sort_keys=True))  # options of options are no hashable key
 
 
 @each_loss
@@ -179,7 +180,9 @@ def test_absent_classes(name, options, present):
     (_, step, _), (logits, labels, where) = built(name, options), example()
     labels = np.where(where, np.asarray(present, np.int32)[np.minimum(labels, CLASSES - 1) % len(present)], 255)
     value, gradient = step(logits, labels.astype(np.int32), where)
-    assert np.isfinite(value) and np.all(np.isfinite(gradient)) and np.any(gradient)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    # An image of one class has no outline, to which distances would run.
+    assert np.any(gradient) or (len(present) == 1 and name in ("boundary", "hausdorff_distance_transform"))
 
 
 @each_loss
