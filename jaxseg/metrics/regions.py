@@ -168,4 +168,4 @@ def _flat_masks(regions: Regions, where: np.ndarray | None) -> np.ndarray:
     else:
         assert regions.ids is not None
         masks = regions.ids[None] == np.arange(len(regions.classes))[:, None, None]
-    return masks.reshape(len(masks), -1) if where is None else masks[:, where]
+    return masks[:, np.ones(masks.shape[1:], bool) if where is None else where]

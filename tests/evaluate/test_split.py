@@ -14,7 +14,9 @@ from jaxseg.core.mesh import make_mesh
 from jaxseg.core.types import DatasetInfo
 from jaxseg.evaluate.split import Evaluator, evaluate_split, write_evaluation
 from jaxseg.inference.predictor import Predictor
+from jaxseg.metrics.calibration import calibration_numpy
 from jaxseg.metrics.confusion import confusion_numpy
+from jaxseg.metrics.metric import Metric, make_metrics
 
 INFO = DatasetInfo("three", ("red", "green", "blue"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)), void=255)
 MEAN = (100, 110, 120)
@@ -201,3 +203,62 @@ def test_predictor_of_other_classes():
     other = Predictor(model=PerPixel(), mean=MEAN, std=(1.0,) * 3, num_classes=2)
     with pytest.raises(ValueError, match="2 classes, three has 3"):
         Evaluator(other, INFO, mesh_of(1))
+
+
+def rows_counted(labels, outputs, *, where, size=None):
+    """Right pixels, pixels and height of each image: what a metric that keeps rows would count."""
+    right = jnp.sum(where & (labels == outputs), axis=(-2, -1), dtype=jnp.int32)
+    pixels = jnp.sum(where, axis=(-2, -1), dtype=jnp.int32)
+    return {"right": right, "pixels": pixels, "height": size[:, 0]}
+
+
+def image_scores(rows):
+    """Means over images with a pixel."""
+    some = rows["pixels"] > 0
+    share = rows["right"][some] / rows["pixels"][some]
+    return {"image_accuracy": float(share.mean()), "tallest": float(rows["height"][some].max())}
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2}, {"data": 4}, {"data": 1, "fsdp": 2}])
+def test_further_metrics_see_every_image_once(sizes):
+    data = examples()
+    metrics = {
+        "images": Metric(rows_counted, image_scores, keep="rows"),
+        **make_metrics(("calibration",), num_classes=3),
+    }
+    mesh = make_mesh(sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+    stream = batches(data, 4, with_size=True)
+    result = evaluate_split(predictor(), {}, stream, info=INFO, mesh=mesh, metrics=metrics)
+    np.testing.assert_array_equal(result.confusion, expected_confusion(data))
+    logits = [image.astype(np.float32) - np.asarray(MEAN, np.float32) for image, _ in data]
+    shares = [np.mean((x.argmax(axis=-1) == y)[y < 3]) for x, (_, y) in zip(logits, data, strict=True)]
+    assert result.metrics["image_accuracy"] == pytest.approx(np.mean(shares), rel=1e-12)
+    assert result.metrics["tallest"] == max(label.shape[0] for _, label in data)
+    probabilities = np.concatenate([np.asarray(jax.nn.softmax(x)).reshape(-1, 3) for x in logits])
+    labels = np.concatenate([label.ravel() for _, label in data])
+    expected = calibration_numpy(labels, probabilities)
+    for name in ("expected_calibration_error", "maximum_calibration_error"):
+        assert result.metrics[name] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_evaluation_json_and_record_of_further_metrics():
+    stream = batches(examples(4), 4, with_size=True)
+    metrics = make_metrics(("calibration", {"confusion": {}}), num_classes=3)
+    result = evaluate_split(predictor(), {}, stream, info=INFO, mesh=mesh_of(2), metrics=metrics)
+    content = json.loads(json.dumps(result.to_json(INFO), allow_nan=False))
+    assert content["metrics"]["expected_calibration_error"] == result.metrics["expected_calibration_error"]
+    assert content["reliability"]["pixels"] == result.metrics["reliability"]["pixels"]
+    assert None in content["reliability"]["accuracy"]
+
+
+def test_two_metrics_with_the_same_key():
+    metrics = {"again": make_metrics("confusion", num_classes=3)["confusion"]}
+    with pytest.raises(JaxsegError, match="'again' gives .*miou_present"):
+        evaluate_split(predictor(), {}, batches(examples(4), 4), info=INFO, mesh=mesh_of(1), metrics=metrics)
+
+
+def test_probabilities_only_where_a_metric_needs_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Predictor, "labels_and_probabilities", lambda *arguments: seen.append(1))
+    evaluate_split(predictor(), {}, batches(examples(4), 4), info=INFO, mesh=mesh_of(1))
+    assert not seen

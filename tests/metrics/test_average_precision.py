@@ -116,6 +116,13 @@ def test_the_surest_comes_first_and_a_truth_is_found_once():
     assert match(predicted, truth, (0.9,)).tolist() == [[0], [1]]
 
 
+def test_images_without_regions():
+    none = Regions(np.zeros(0, np.int64), np.zeros(0), masks=np.zeros((0, 2, 3), bool))
+    some = Regions(np.asarray([1]), np.ones(1), masks=np.ones((1, 2, 3), bool))
+    rows = match_images([(none, some), (some, none), (none, none)], num_classes=2, thresholds=(0.5,))
+    assert rows["truths"].tolist() == [[0, 1], [0, 0], [0, 0]] and rows["found"].tolist() == [[0]]
+
+
 def test_crowds_and_void_are_neither_hits_nor_misses():
     truth = regions([[0, 0, 0, 0, 0, 0, 1, 1]], [0, 0], crowd=np.asarray([True, False]))
     predicted = regions([[0, 0, -1, 1, -1, -1, 2, 2]], [0, 0, 0], [0.9, 0.8, 0.7])

@@ -1,9 +1,10 @@
 import io
+import math
 
 from rich.console import Console
 
-from jaxseg.report.metrics_file import MetricsFile
-from jaxseg.report.table import EvaluationTable, last_evaluation, print_table
+from jaxseg.report.metrics_file import MetricsFile, read_metrics
+from jaxseg.report.table import EvaluationTable, evaluation_text, last_evaluation, print_table
 from tests.report.results import INFO, result
 
 TEXT = """\
@@ -54,6 +55,34 @@ def test_a_run_without_anything_left_to_do_prints_what_its_metrics_file_says(tmp
     out = console()
     EvaluationTable(tmp_path, console=out).on_end({})
     assert out.file.getvalue() == TEXT
+
+
+def test_further_metrics_stand_below_and_in_the_metrics_file(tmp_path):
+    found = result()
+    found.metrics.update(
+        {
+            "f1_present": 0.25,
+            "f1_all": 0.2,
+            "f1": [0.5, 0.25, math.nan],
+            "hd95_max": 12.5,
+            "boundary_f1": math.nan,
+            "reliability": {"pixels": [3.0, 0.0], "accuracy": [1.0, math.nan]},
+        }
+    )
+    metrics = MetricsFile(tmp_path)
+    metrics.on_start(None, str(tmp_path), 8, 0)
+    metrics.on_evaluation(8, found, INFO)
+    (record,) = read_metrics(tmp_path)
+    assert record["f1"] == {"ground": 0.5, "red": 0.25, "absent": None} and record["hd95_max"] == 12.5
+    assert record["reliability"] == {"pixels": [3.0, 0.0], "accuracy": [1.0, None]} and record["boundary_f1"] is None
+    summary = evaluation_text(record).splitlines()[-4:]
+    assert [line.split("  ")[0] for line in summary] == [
+        "frequency-weighted IoU",
+        "F1 (Dice), classes present",
+        "hd95 max",
+        "boundary f1",
+    ]
+    assert [line.split()[-1] for line in summary] == ["54.29%", "25.00%", "12.5000", "-"]
 
 
 def test_without_an_evaluation_there_is_no_table(tmp_path):
