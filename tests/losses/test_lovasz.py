@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import resolve
-from jaxseg.losses.lovasz import lovasz_extension, lovasz_slopes
+from jaxseg.losses.lovasz import binned_slopes, lovasz_extension, lovasz_slopes
 from jaxseg.losses.lovasz_hinge import lovasz_hinge
 from jaxseg.losses.lovasz_softmax import lovasz_softmax
 
@@ -137,6 +137,23 @@ def test_extension_is_convex_and_slopes_are_subgradients():
     np.testing.assert_allclose(np.sum(slopes, axis=-1), 1.0, rtol=1e-6)  # J of every pixel wrong
 
 
+@pytest.mark.parametrize("bins", [17, 1 << 16])
+def test_bins(bins):
+    """Exact where errors are levels already; otherwise within a level; absent classes and void as in the sort."""
+    rng = np.random.default_rng(0)
+    positive = jnp.asarray(rng.random((4, 300)) < np.asarray([[0.5], [0.1], [0.0], [1.0]]))
+    levels = jnp.asarray(rng.integers(0, 17, (4, 300)) / 16, jnp.float32)
+    value, slopes = binned_slopes(levels, positive, bins if bins == 17 else 65 * 16 + 1)
+    np.testing.assert_allclose(value, lovasz_extension(levels, positive), rtol=1e-5)
+    np.testing.assert_allclose(np.sum(slopes, axis=-1), 1.0, rtol=1e-5)
+    errors = jnp.asarray(rng.random((4, 300)), jnp.float32)
+    exact, value = lovasz_extension(errors, positive), binned_slopes(errors, positive, bins)[0]
+    assert np.all(value <= exact + 1e-6) and np.all(value >= exact - 1 / (bins - 1) - 1e-6)
+    logits, labels, where = example()
+    found = lovasz_softmax(logits, labels, where=where, bins=1 << 20)
+    np.testing.assert_allclose(found, lovasz_softmax(logits, labels, where=where), atol=2e-6)
+
+
 def test_absent_class_is_the_largest_error():
     errors = jnp.asarray([[0.1, 0.7, 0.3]], jnp.float32)
     value, slopes = lovasz_slopes(errors, jnp.zeros((1, 3), bool))
@@ -214,6 +231,7 @@ def test_nan_is_loud():
     [
         ("lovasz_softmax", {"classes": "some"}, "lovasz_softmax.classes.*present, all"),
         ("lovasz_softmax", {"classes": (0, 0)}, "once"),
+        ("lovasz_softmax", {"bins": 1}, "lovasz_softmax.bins"),
         ("lovasz_hinge", {"classes": (-1,)}, "at least 0"),
     ],
 )
