@@ -98,7 +98,7 @@ def combo(
     Raises:
       TypeError, ValueError: as `overlap_counts`; softmax with one class.
 
-    Reference: Taghanaki et al., arXiv 1805.02798, equation 3. Differences: the printed equation has `t - log p` where
+    Reference: Taghanaki et al., arXiv 1805.02798, section II. Differences: the printed equation has `t - log p` where
     its text and code mean `t log p`; the mean is over classes and images after the sums over pixels.
     """
     if activation == "softmax":

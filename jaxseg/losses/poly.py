@@ -72,7 +72,7 @@ def poly(
     Raises:
       TypeError, ValueError: as `cross_entropy`; epsilon or gamma is out of its range.
 
-    Reference: Leng et al., arXiv 2204.12511, equation 5 (Poly-1) and section 5 (focal).
+    Reference: Leng et al., arXiv 2204.12511, the formula of Poly-1, and of its focal form for detection.
     Differences from the paper: its focal form is over sigmoids of detection anchors; here it is over the softmax.
     """
     if not -1 <= epsilon < float("inf"):

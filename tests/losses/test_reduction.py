@@ -1,147 +1,89 @@
-"""Sums, counts and composition: a batch split in any way gives the same number."""
+"""Sums and counts: a batch split in any way gives the same number, and no count stops at 2^24."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import config_dict
 
-from jaxseg.core.errors import JaxsegError, UnknownNameError
-from jaxseg.core.mesh import make_mesh
-from jaxseg.losses.cross_entropy import cross_entropy
-from jaxseg.losses.reduction import compose, sum_and_count
+from jaxseg.core.errors import JaxsegError
+from jaxseg.losses.reduction import NORMALIZERS, Loss, divide, image_counts, pixel_counts
 
-WEIGHTED = {"cross_entropy": {"class_weights": (0.5, 2.0, 1.0), "normalizer": "class_weights"}}
-CONFIGS = [{"cross_entropy": 1.0}, {"cross_entropy": {"weight": 2.0, "label_smoothing": 0.1}}, WEIGHTED]
+LABELS = np.asarray([[[0, 1, 2], [1, 1, 9]], [[9, 9, 9], [9, 9, 9]]], np.int32)
+WHERE = LABELS < 9
 
 
-def example(rows=8, void_rows=(3,)):
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 3, (rows, 5, 6)).astype(np.int32)
-    labels[rng.random(labels.shape) < 0.3] = 255
-    labels[list(void_rows)] = 255
-    return rng.normal(size=(rows, 5, 6, 3)).astype(np.float32), labels, labels < 3
+def summed(logits, labels, *, where=None):
+    return jnp.where(where, jnp.sum(logits, axis=-1), 0.0)
 
 
-def user_package(monkeypatch, tmp_path, name, source):
-    """Makes `name.loss` importable."""
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "__init__.py").write_text("")
-    (tmp_path / name / "loss.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_sum_and_count_by_hand():
-    values = np.asarray([[1.0, 2.0], [4.0, np.nan]], np.float32)
-    where = np.asarray([[True, False], [True, False]])
-    assert [float(x) for x in sum_and_count(values, where)] == [5.0, 2.0]
-    weights = np.asarray([[0.5, 7.0], [3.0, np.nan]], np.float32)
-    assert [float(x) for x in sum_and_count(values, where, pixel_weights=weights)] == [5.0, 3.5]
-
-
-def test_count_passes_2_to_the_24():
-    # A float32 that is counted up by ones stops at 16777216.
-    where = np.ones((1 << 24) + 4, bool)
-    _, count = jax.jit(sum_and_count)(np.zeros(where.shape, np.float32), where)
-    assert float(count) == (1 << 24) + 4
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("parts", [[8], [4, 4], [1, 3, 4], [1] * 8])
-def test_a_batch_split_in_any_way(config, parts):
-    logits, labels, where = example()
-    loss = compose(config)
-    whole, count = loss(logits, labels, where=where)
-    pieces, start = [], 0
-    for rows in parts:
-        part = slice(start, start + rows)
-        pieces.append(loss(logits[part], labels[part], where=where[part]))
-        start += rows
-    assert float(sum(c for _, c in pieces)) == float(count)
-    np.testing.assert_allclose(sum(s for s, _ in pieces), whole, rtol=1e-6)
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_four_devices_equal_one(config):
-    logits, labels, where = example()
-    function = jax.jit(jax.value_and_grad(lambda x, y, w: compose(config)(x, y, where=w), has_aux=True))
-    (whole, count), gradient = function(logits, labels, where)
-    rows = NamedSharding(make_mesh(), PartitionSpec("data"))
-    (sharded, sharded_count), sharded_gradient = function(*jax.device_put((logits, labels, where), rows))
-    assert float(count) == float(sharded_count)
-    np.testing.assert_allclose(sharded, whole, rtol=1e-6)
-    np.testing.assert_allclose(sharded_gradient, gradient, atol=1e-7)
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_all_void_is_zero_with_zero_gradients(config):
-    logits, labels, where = example(void_rows=range(8))
-    (total, count), gradient = jax.value_and_grad(lambda x: compose(config)(x, labels, where=where), has_aux=True)(
-        jnp.asarray(logits)
-    )
-    assert float(total) == 0 and float(count) == 0
-    np.testing.assert_array_equal(gradient, np.zeros_like(logits))
-
-
-def test_weights_multiply_and_options_arrive():
-    logits, labels, where = example()
-    one, count = compose({"cross_entropy": 1.0})(logits, labels, where=where)
-    three, same = compose({"cross_entropy": {"weight": 3}})(logits, labels, where=where)
-    np.testing.assert_allclose(three, 3 * float(one), rtol=1e-6)
-    assert float(count) == float(same) == where.sum()
-    smoothed, _ = compose({"cross_entropy": {"label_smoothing": 0.5}})(logits, labels, where=where)
-    direct = cross_entropy(logits, labels, where=where, label_smoothing=0.5)
-    np.testing.assert_allclose(smoothed, np.sum(direct), rtol=1e-6)
-    assert abs(float(smoothed) - float(one)) > 0.01
-
-
-def test_config_dict_is_taken():
-    config = config_dict.ConfigDict({"cross_entropy": {"weight": 2.0, "class_weights": (1.0, 1.0, 1.0)}})
-    logits, labels, where = example()
-    total, _ = compose(config)(logits, labels, where=where)
-    np.testing.assert_allclose(total, 2 * compose({"cross_entropy": 1.0})(logits, labels, where=where)[0], rtol=1e-6)
-
-
-def test_terms_add_up_and_take_a_users_own_package(monkeypatch, tmp_path):
-    source = "def build(*, power=1.0):\n    return lambda logits, labels, *, where: where.astype('float32') * power\n"
-    user_package(monkeypatch, tmp_path, "adding", source)
-    logits, labels, where = example()
-    total, count = compose({"cross_entropy": 1.0, "adding.loss": {"weight": 0.5, "power": 4.0}})(
-        logits, labels, where=where
-    )
-    single, _ = compose({"cross_entropy": 1.0})(logits, labels, where=where)
-    np.testing.assert_allclose(total, float(single) + 2 * where.sum(), rtol=1e-6)
-    assert float(count) == where.sum()
+def test_the_mean_is_the_sum_over_the_divisor():
+    loss = Loss(summed, pixel_counts())
+    logits = np.arange(2 * 2 * 3 * 3, dtype=np.float32).reshape(2, 2, 3, 3)
+    values = np.where(WHERE, logits.sum(-1), 0)
+    np.testing.assert_array_equal(loss(logits, LABELS, where=WHERE), values)
+    assert float(loss.divisor(LABELS, where=WHERE, num_classes=3)) == 5
+    assert float(loss.mean(logits, LABELS, where=WHERE)) == values.sum() / 5
 
 
 @pytest.mark.parametrize(
-    ("config", "error", "says"),
-    [
-        ({}, JaxsegError, "no term"),
-        ({"cross_entropy": 0.0}, JaxsegError, "no term"),
-        ({"cros_entropy": 1.0}, UnknownNameError, "Did you mean cross_entropy"),
-        ({"cross_entropy": {"label_smothing": 0.1}}, UnknownNameError, "Did you mean label_smoothing"),
-        ({"cross_entropy": -1.0}, JaxsegError, "config.loss.cross_entropy"),
-        ({"cross_entropy": {"weight": "1"}}, JaxsegError, "'1'"),
-        ({"cross_entropy": float("nan")}, JaxsegError, "nan"),
-    ],
+    ("normalizer", "by_image"),
+    [("valid_pixels", [5, 0]), ("class_weights", [0.5 + 3 * 2 + 4, 0]), ("all_pixels", [6, 6]), ("images", [1, 1])],
 )
-def test_bad_configs(config, error, says):
-    with pytest.raises(error, match=says):
-        compose(config)
+def test_counts_by_hand(normalizer, by_image):
+    counts = pixel_counts(normalizer=normalizer, class_weights=(0.5, 2.0, 4.0))
+    found = counts(LABELS, where=WHERE, num_classes=3)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, by_image)
 
 
-def test_terms_that_count_differently_are_refused(monkeypatch, tmp_path):
-    user_package(
-        monkeypatch, tmp_path, "zero", "def build():\n    return lambda logits, labels, *, where: 0.0 * where\n"
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_counts_of_parts_add_up_under_jit(normalizer):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (5, 4, 6)).astype(np.int32)
+    where = rng.random(labels.shape) < 0.6
+    counts = jax.jit(
+        lambda y, w: pixel_counts(normalizer=normalizer, class_weights=(0.5, 2.0, 4.0))(y, where=w, num_classes=3)
     )
-    with pytest.raises(JaxsegError, match="zero.loss.*valid_pixels"):
-        compose(WEIGHTED | {"zero.loss": 1.0})
+    whole = np.sum(counts(labels, where))
+    parts = [np.sum(counts(labels[p], where[p])) for p in (slice(0, 1), slice(1, 4), slice(4, 5))]
+    assert sum(parts) == whole
 
 
-def test_shapes_that_differ_raise():
-    with pytest.raises(ValueError, match="differ"):
-        sum_and_count(np.zeros((2, 3), np.float32), np.ones((3, 2), bool))
-    with pytest.raises(ValueError, match="differ"):
-        sum_and_count(np.zeros(3, np.float32), np.ones(3, bool), pixel_weights=np.ones(1, np.float32))
+@pytest.mark.parametrize("normalizer", ["valid_pixels", "all_pixels"])
+def test_counts_pass_2_to_the_24(normalizer):
+    # A float32 that is counted up by ones stops at 16777216; this many is the next that float32 holds.
+    where = np.ones((1, 4096, 4097), bool)
+    counts = jax.jit(
+        lambda w: pixel_counts(normalizer=normalizer)(jnp.zeros(w.shape, jnp.int32), where=w, num_classes=2)
+    )
+    assert float(np.sum(counts(where))) == 4096 * 4097 > 1 << 24
+
+
+def test_no_mask_is_every_pixel():
+    assert float(np.sum(pixel_counts()(LABELS, num_classes=10))) == 12
+    np.testing.assert_array_equal(image_counts(LABELS, num_classes=10), [1, 1])
+
+
+def test_pixels_without_an_image():
+    labels = np.zeros(7, np.int32)
+    for normalizer, expected in (("valid_pixels", 7), ("all_pixels", 7), ("images", 1)):
+        assert float(np.sum(pixel_counts(normalizer=normalizer)(labels, num_classes=2))) == expected
+
+
+def test_images_with_a_valid_pixel():
+    np.testing.assert_array_equal(image_counts(LABELS, where=WHERE, num_classes=3), [1, 0])
+
+
+def test_nothing_counted_is_zero_with_zero_gradients():
+    value, gradient = jax.value_and_grad(lambda t, d: divide(t, d), argnums=(0, 1))(jnp.float32(3), jnp.float32(0))
+    assert float(value) == 0 and [float(g) for g in gradient] == [0, 0]
+    assert float(divide(jnp.float32(3), jnp.float32(2))) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"normalizer": "mean"}, "valid_pixels, class_weights, all"), ({"normalizer": "class_weights"}, "needs class_w")],
+)
+def test_bad_options(options, says):
+    with pytest.raises(JaxsegError, match=says):
+        pixel_counts(**options)
