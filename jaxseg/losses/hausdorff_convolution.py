@@ -110,7 +110,6 @@ def _soft_threshold(x: jax.Array) -> jax.Array:
     return jnp.where(x < 0.5, 0.0, x)  # keeps NaN, which `x >= 0.5` would drop
 
 
-@functools.partial(jax.jit, static_argnums=1)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def disc_means(image: jax.Array, radii: tuple[int, ...]) -> tuple[jax.Array, ...]:
     """The mean over the disc of each radius around each pixel, with zeros beyond the image; each `[*b, h, w]`.
@@ -163,4 +162,4 @@ def _disc_means_backward(radii: tuple[int, ...], _: None, upstream: tuple[jax.Ar
     return (functools.reduce(jnp.add, parts),)
 
 
-disc_means.__wrapped__.defvjp(_disc_means_forward, _disc_means_backward)
+disc_means.defvjp(_disc_means_forward, _disc_means_backward)
