@@ -66,7 +66,7 @@ def binned_slopes(errors: jax.Array, positive: jax.Array, bins: int) -> tuple[ja
         counts = jnp.zeros(2 * bins, jnp.int32).at[cells].add(1, mode="promise_in_bounds").reshape(bins, 2)
         before = jnp.cumsum(counts, axis=0) - counts
         own, other = counts[:, 0], counts[:, 1]
-        total = jnp.sum(own)
+        total = jnp.sum(own, dtype=jnp.int32)
         union = (total + before[:, 1]).astype(errors.dtype)
         missing = (total - before[:, 0] - own).astype(errors.dtype)
         share = missing / jnp.maximum(union + other.astype(errors.dtype), 1)

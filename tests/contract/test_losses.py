@@ -57,7 +57,7 @@ VARIANTS = {
     ],
     "jaccard": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"activation": "sigmoid"}],
     "log_cosh_dice": [{"per_image": False, "squared": True}],
-    "lovasz_softmax": [{"per_image": True, "classes": "all"}, {"classes": (1, 2)}],
+    "lovasz_softmax": [{"per_image": True, "classes": "all"}, {"classes": (1, 2)}, {"bins": 1 << 20}],
     "lovasz_hinge": [{"per_image": False, "classes": "present"}, {"classes": (1, 2)}],
     "tversky": [{"per_image": False, "classes": (0, 2), "smooth": 1.0}, {"activation": "sigmoid", "alpha": 0.5}],
     "boundary": [{"classes": (2, 1), "normalized": True, "activation": "sigmoid"}],
