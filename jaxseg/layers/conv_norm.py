@@ -25,12 +25,13 @@ def classifier_normal() -> Initializer:
     return nn.initializers.truncated_normal(0.01)
 
 
-def _padding(padding: str | int, kernel_size: int, dilation: int) -> str | Sequence[Sequence[int]]:
+def _padding(padding: str | int, kernel_size: tuple[int, int], dilation: int) -> str | Sequence[Sequence[int]]:
     """What ops.conv takes for a `padding` of `Conv`."""
     if padding in ("same", "valid"):
         return str(padding).upper()
     if padding == "torch":
-        padding = (kernel_size - 1) // 2 * dilation
+        rows, columns = ((k - 1) // 2 * dilation for k in kernel_size)
+        return (rows, rows), (columns, columns)
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"padding is one of {PADDINGS} or a number of zeros, not {padding!r}")
     return (padding, padding), (padding, padding)
@@ -41,7 +42,7 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel_size: side of the square kernel.
+      kernel_size: side of the square kernel, or (height, width).
       strides: both directions.
       dilation: atrous rate, both directions.
       groups: depthwise where it equals the input channels.
@@ -53,7 +54,7 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int = 1
+    kernel_size: int | tuple[int, int] = 1
     strides: int = 1
     dilation: int = 1
     groups: int = 1
@@ -66,13 +67,14 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves `[*b, h, w, c]`."""
         k = self.kernel_size
-        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        sides = (k, k) if isinstance(k, int) else (k[0], k[1])
+        shape = (*sides, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init or he_normal(self.groups), shape, jnp.float32)
         y = conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             strides=self.strides,
-            padding=_padding(self.padding, k, self.dilation),
+            padding=_padding(self.padding, sides, self.dilation),
             dilation=self.dilation,
             groups=self.groups,
         )

@@ -1,38 +1,79 @@
 """What every model keeps: DESIGN.md, contracts 2, 4, 6 and 11, on narrow networks. A new model is a line in MODELS."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import known_names, resolve
 
-NARROW = {"backbone": "mobilenet_v2", "backbone_options": {"width": 0.1}, "aspp_channels": 8}
-MODELS = {
-    "deeplab_v3": NARROW,
-    "deeplab_v3plus": NARROW | {"decoder_channels": 8, "low_level_channels": 8},
+MOBILE = {"backbone": "mobilenet_v2", "backbone_options": {"width": 0.1}}
+RESNET = {"backbone": "resnet18", "backbone_options": {"width": 4}}
+ASPP = MOBILE | {"aspp_channels": 8}
+# Name in a test -> name of the model and its narrow options.
+MODELS: dict[str, tuple[str, dict]] = {
+    "deeplab_v3": ("deeplab_v3", ASPP),
+    "deeplab_v3plus": ("deeplab_v3plus", ASPP | {"decoder_channels": 8, "low_level_channels": 8}),
+    "gcn": ("gcn", RESNET | {"kernel_size": 3}),
+    "pspnet": (
+        "pspnet",
+        RESNET | {"pyramid_channels": 4, "fusion_channels": 8, "aux_tap": "stage3"},
+    ),
+    "refinenet": ("refinenet", RESNET | {"features": (8, 8, 8, 16), "output_units": (1, 1, 1, 1), "crp_blocks": 2}),
+    "ksac": ("ksac", MOBILE | {"channels": 8, "decoder_channels": 8, "low_level_channels": 8}),
+    "lraspp": (
+        "lraspp",
+        {"backbone": "mobilenet_v3_small", "backbone_options": {"width": 0.1}, "channels": 8, "low_level": "c2"},
+    ),
+    "residual_fcn": ("residual_fcn", {"width": 4, "simple_blocks": 1, "depths": (2, 1)}),
+    "scnet_recon": ("scnet_recon", {"encoder": ((4,), (8,), (8,)), "decoder": ((8,), (4,), (4,))}),
+    "segnet": ("segnet", {"encoder": ((4, 4), (8, 8), (8,)), "decoder": ((8, 8), (8, 4), (4,))}),
+    "segnet_basic": ("segnet_basic", {"width": 8}),
+    "unet": ("unet", {"width": 4, "depth": 2}),
+    "unet same": ("unet", {"width": 4, "depth": 3, "padding": "same", "batch_norm": True}),
+    "unet_encoder": ("unet_encoder", RESNET | {"decoder_channels": (8, 8, 8, 8, 8)}),
+    "upernet": ("upernet", RESNET | {"pyramid_channels": 4, "fpn_channels": 8}),
 }
+# Smallest image a side, where it is not 1.
+SMALLEST: dict[str, int] = {}
+# Parts of a parameter's path that have no gradient on purpose.
+FROZEN: dict[str, str] = {}
+# Models whose loss at bfloat16 differs more: relative difference of the logits.
+ROUGH: dict[str, float] = {}
 CLASSES = 5
 EVERY = pytest.mark.parametrize("name", MODELS)
+DEEPLABS = pytest.mark.parametrize("name", ["deeplab_v3", "deeplab_v3plus"])
 
 
 def build(name, **options):
-    return resolve("models", name)(num_classes=CLASSES, **(MODELS[name] | options))
+    model, narrow = MODELS[name]
+    return resolve("models", model)(num_classes=CLASSES, **(narrow | options))
+
+
+def side(name, pixels):
+    """`pixels`, or what the model takes at least."""
+    return max(pixels, SMALLEST.get(name, 1))
 
 
 @functools.cache
 def variables(name):
-    """Variables whose running statistics are not 0 and 1: a batch norm that ignores them shows."""
-    model = build(name)
-    v = jax.jit(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), False))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(v["batch_stats"])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [leaf + 0.2 * jax.random.uniform(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return {"params": v["params"], "batch_stats": jax.tree.unflatten(tree, noise)}
+    """Variables without zeros and ones: a bias, a norm or a head that is ignored shows."""
+    model, pixels = build(name), side(name, 32)
+    v = jax.jit(lambda k: model.init(k, jnp.zeros((1, pixels, pixels, 3)), False))(jax.random.key(0))
+    return {"batch_stats": {}} | {name: shaken(tree, seed) for seed, (name, tree) in enumerate(sorted(v.items()))}
+
+
+def shaken(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.uniform(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
 
 
 def images(*shape, seed=0):
@@ -45,13 +86,18 @@ def forward(name, dtype=jnp.float32):
     return jax.jit(lambda v, x: model.apply(v, x, False))
 
 
+def relative(a, b):
+    return float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
+
+
 def test_every_model_is_here():
-    assert set(known_names("models")) == set(MODELS)
+    assert set(known_names("models")) == {model for model, _ in MODELS.values()}
 
 
 @EVERY
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 2, 47, 3), (3, 33, 18, 3)])
 def test_logits_at_the_inputs_size(name, shape):
+    shape = (shape[0], side(name, shape[1]), side(name, shape[2]), 3)
     logits = forward(name)(variables(name), images(*shape))["logits"]
     assert logits.shape == (*shape[:-1], CLASSES) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all() and np.ptp(logits) > 0
@@ -59,19 +105,19 @@ def test_logits_at_the_inputs_size(name, shape):
 
 @EVERY
 def test_eager_shapes_leading_dimensions_and_vmap_agree(name):
-    v, x = variables(name), images(2, 33, 18, 3)
+    v, x = variables(name), images(2, side(name, 33), side(name, 18), 3)
     model = build(name)
     expected = forward(name)(v, x)["logits"]
     # The batch's rows do not see each other, and leading dimensions are free.
-    np.testing.assert_allclose(forward(name)(v, x[0])["logits"], expected[0], atol=1e-5)
-    np.testing.assert_allclose(forward(name)(v, x[:, None])["logits"][:, 0], expected, atol=1e-5)
+    assert relative(forward(name)(v, x[0])["logits"], expected[0]) < 1e-4
+    assert relative(forward(name)(v, x[:, None])["logits"][:, 0], expected) < 1e-4
     mapped = jax.jit(jax.vmap(lambda x: model.apply(v, x, False)["logits"]))(x)
-    np.testing.assert_allclose(mapped, expected, atol=1e-5)
+    assert relative(mapped, expected) < 1e-4
 
 
 @EVERY
 def test_gradients_reach_every_parameter(name):
-    v, x = variables(name), images(4, 33, 40, 3)
+    v, x = variables(name), images(4, side(name, 33), side(name, 40), 3)
     model = build(name)
 
     def loss(params):
@@ -79,26 +125,91 @@ def test_gradients_reach_every_parameter(name):
             {**v, "params": params}, x, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
         )
         picture = jax.random.normal(jax.random.key(3), outputs["logits"].shape)
-        return jnp.mean(outputs["logits"] * picture), updated
+        heads = [outputs[key] for key in outputs if key == "logits" or key.startswith("aux/")]
+        return sum(jnp.mean(head * picture) for head in heads), updated
 
     gradients, updated = jax.jit(jax.grad(loss, has_aux=True))(v["params"])
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
-        assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
-    old, new = jax.tree.leaves(v["batch_stats"]), jax.tree.leaves(updated["batch_stats"])
-    assert all(not np.array_equal(a, b) for a, b in zip(old, new, strict=True))
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(g).all(), where
+        assert (np.abs(g).max() > 0) != (name in FROZEN and FROZEN[name] in where), where
+    old, new = jax.tree.leaves(v["batch_stats"]), jax.tree.leaves(updated.get("batch_stats", {}))
+    moved = [not np.array_equal(a, b) for a, b in zip(old, new, strict=True)]
+    assert all(moved) or not any(moved)  # frozen norms do not move
 
 
 @EVERY
 def test_bfloat16_is_near_float32(name):
-    v, x = variables(name), images(2, 33, 40, 3)
+    v, x = variables(name), images(2, side(name, 33), side(name, 40), 3)
     exact = forward(name)(v, x)["logits"]
     rough = forward(name, jnp.bfloat16)(v, x)
-    assert rough["logits"].dtype == jnp.float32 and rough["aspp"].dtype == jnp.bfloat16
-    assert float(jnp.linalg.norm(rough["logits"] - exact) / jnp.linalg.norm(exact)) < 0.05
+    assert rough["logits"].dtype == jnp.float32
+    assert any(value.dtype == jnp.bfloat16 for value in rough.values())
+    difference = jnp.linalg.norm(rough["logits"] - exact) / jnp.linalg.norm(exact)
+    assert float(difference) < ROUGH.get(name, 0.05)
 
 
 @EVERY
+def test_two_devices_agree_with_one(name):
+    v, x = variables(name), images(4, side(name, 33), side(name, 18), 3)
+    mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    everywhere = jax.device_put(v, NamedSharding(mesh, PartitionSpec()))
+    model = build(name, **({"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {}))
+    key = {"dropout": jax.random.key(0)}
+
+    def f(v, x):
+        outputs, updated = model.apply(v, x, True, mutable=["batch_stats"], rngs=key)
+        return outputs["logits"], updated.get("batch_stats", {})
+
+    one = jax.jit(f)(v, x)
+    compiled = jax.jit(f, out_shardings=(split, None)).lower(everywhere, jax.device_put(x, split)).compile()
+    assert "all-gather" not in compiled.as_text()
+    two = compiled(everywhere, jax.device_put(x, split))
+    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+def model_fields(name):
+    return inspect.signature(resolve("models", MODELS[name][0])).parameters
+
+
+@pytest.mark.slow
+@EVERY
+def test_four_images_are_learnt_by_heart(name):
+    """Colours decide the class: every network must reach 95 % of the pixels of the images that it was shown."""
+    pixels = side(name, 33)
+    model = build(name, **({"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {}))
+    rows, columns = np.indices((pixels, pixels))
+    labels = jnp.asarray(np.stack([(rows // 11 + columns // 11 + i) % CLASSES for i in range(4)]), jnp.int32)
+    x = jax.nn.one_hot(labels, CLASSES)[..., :3] * 2 - 0.5 + 0.1 * images(4, pixels, pixels, 3)
+    v = jax.jit(lambda k: model.init({"params": k, "dropout": k}, x, False))(jax.random.key(0))
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, stats, state):
+        def loss(params):
+            outputs, updated = model.apply(
+                {"params": params, **stats}, x, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], labels)
+            return jnp.mean(losses), (updated, jnp.mean(jnp.argmax(outputs["logits"], -1) == labels))
+
+        gradients, (updated, accuracy) = jax.grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
+            change, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, change), updated, state, accuracy
+
+    params, stats = v["params"], {key: value for key, value in v.items() if key != "params"}
+    state, accuracy = optimizer.init(params), 0.0
+    for _ in range(400):
+        params, stats, state, accuracy = step(params, stats, state)
+        if accuracy > 0.95:
+            return
+    assert accuracy > 0.95
+
+
+@DEEPLABS
 def test_output_stride_8_doubles_the_rates(name):
     """Atrous convolution's defining property: at every other pixel the dense map is the coarse one.
 
@@ -115,32 +226,18 @@ def test_output_stride_8_doubles_the_rates(name):
 
 
 @EVERY
-def test_four_devices_agree_with_one(name):
-    v, x = variables(name), images(4, 33, 18, 3)
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = jax.device_put(v, NamedSharding(mesh, PartitionSpec()))
-    model = build(name, dropout_rate=0.0)
-
-    def f(v, x):
-        outputs, updated = model.apply(v, x, True, mutable=["batch_stats"])
-        return outputs["logits"], updated["batch_stats"]
-
-    one = jax.jit(f)(v, x)
-    compiled = jax.jit(f, out_shardings=(split, None)).lower(everywhere, jax.device_put(x, split)).compile()
-    assert "all-gather" not in compiled.as_text()
-    four = compiled(everywhere, jax.device_put(x, split))
-    for a, b in zip(jax.tree.leaves(four), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(b))))
-
-
-@EVERY
 def test_what_a_model_refuses(name):
-    v = variables(name)
-    for bad, message in ((jnp.zeros((1, 8, 8, 4)), "RGB"), (jnp.zeros((1, 8, 8, 3), jnp.uint8), "normalize")):
+    v, least = variables(name), side(name, 1)
+    for bad, message in (
+        (jnp.zeros((1, 2 * least, 2 * least, 4)), "RGB"),
+        (jnp.zeros((1, 2 * least, 2 * least, 3), jnp.uint8), "normalize"),
+        (jnp.zeros((1, least - 1, least, 3)), f"at least {least}"),
+    ):
         with pytest.raises(JaxsegError, match=message):
-            build(name).apply(v, bad, False)
-    with pytest.raises(JaxsegError, match="at least 1"):
-        build(name).apply(v, jnp.zeros((1, 0, 8, 3)), False)
+            jax.eval_shape(lambda v, x: build(name).apply(v, x, False), v, bad)
+
+
+@DEEPLABS
+def test_an_output_stride_that_the_backbone_cannot_give(name):
     with pytest.raises(JaxsegError, match="output_stride"):
         build(name, output_stride=7)
