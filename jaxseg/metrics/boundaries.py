@@ -125,7 +125,8 @@ def squared_tolerance(fraction: float, diagonal: jax.Array, largest: int) -> jax
 
 def rounded_width(fraction: float, diagonal: jax.Array, largest: int) -> jax.Array:
     """`max(1, round(fraction sqrt(diagonal)))`, exact, halves to even; arguments as in `squared_tolerance`."""
-    part, steps, t = exact(fraction), [], 2
+    part, t = exact(fraction), 2
+    steps: list[int] = []
     while True:
         least = ((t - Fraction(1, 2)) / part) ** 2
         # Exactly at a half the odd neighbour is not taken.

@@ -167,5 +167,5 @@ def undefined_distances(
       one_empty: `inf`, `diagonal` (the image's, in the units of the spacing) or `skip` (NaN).
     """
     diagonal = np.hypot(size[:, 0] * spacing[0], size[:, 1] * spacing[1])[:, None]
-    penalty = {"inf": np.inf, "diagonal": diagonal, "skip": np.nan}[one_empty]
+    penalty: Any = {"inf": np.inf, "diagonal": diagonal, "skip": np.nan}[one_empty]
     return np.where(there & found, values, np.where(there | found, penalty, np.nan))

@@ -19,6 +19,11 @@ SHAPE = (4, 11, 13)
 VARIANTS = {
     "calibration": [{"bins": 4}],
     "average_precision": [{"thresholds": (0.25, 0.5), "interpolation": "voc", "connectivity": 4}],
+    "boundary_f1": [{"tolerance_px": 1.5, "outside": "background", "connectivity": 8, "both_empty": "one"}],
+    "boundary_iou": [{"width_px": 2, "distance": "euclidean", "outside": "background"}],
+    "trimap": [{"widths": (1, 3), "band": "square"}, {"widths": (2, 5), "around": "void"}],
+    "hausdorff": [{"points": "region", "percentiles": (50, 37.5), "spacing": (1.5, 0.7), "one_empty": "diagonal"}],
+    "surface_distance": [{"elements": "surfels", "spacing": (0.7, 1.5), "tolerances": (0.5, 2), "one_empty": "skip"}],
 }
 NAMES = [n for n in known_names("metrics") if hasattr(importlib.import_module(f"jaxseg.metrics.{n}"), "build")]
 CASES = [(n, o) for n in NAMES for o in [{}, *VARIANTS.get(n, [])]]
