@@ -22,7 +22,7 @@ class Rule:
     Attributes:
       pattern: regular expression, searched in the path `backbone/stem/conv/kernel`; the first rule that matches counts.
       learning_rate_multiplier: factor on the schedule.
-      weight_decay: L2 factor: added to the gradient (sgd) or decoupled (adamw).
+      weight_decay: L2 factor: added to the gradient (sgd, rmsprop) or decoupled (adamw).
       freeze: the parameter keeps its value.
     """
 
@@ -58,11 +58,22 @@ def step_decay(*, base: float, total_steps: int, boundaries_steps: Sequence[int]
     return lambda step: base * factor ** jnp.sum(jnp.asarray(step, jnp.int32) >= edges).astype(jnp.float32)
 
 
+def exponential(*, base: float, total_steps: int, factor: float, every_steps: int = 1) -> Schedule:
+    """`base * factor ** floor(step / every_steps)`: FC-DenseNet's 0.995 an epoch (arXiv 1611.09326)."""
+    del total_steps
+    if every_steps < 1 or not 0 < factor <= 1:
+        raise JaxsegError(
+            f"config.optimizer.schedule: every_steps = {every_steps} must be at least 1, factor = {factor} in (0, 1]."
+        )
+    return lambda step: base * factor ** jnp.floor(jnp.asarray(step, jnp.float32) / every_steps)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "poly": polynomial,
     "cosine": cosine,
     "constant": constant,
     "step": step_decay,
+    "exponential": exponential,
 }
 
 
@@ -72,7 +83,8 @@ def make_schedule(options: Mapping[str, Any], total_steps: int) -> Schedule:
     During the first `warmup_steps` the rate is `schedule(step) * (step + 1) / warmup_steps`.
 
     Args:
-      options: `name` (poly, cosine, constant, step), `base`, optional `warmup_steps`, and the schedule's own options.
+      options: `name` (poly, cosine, constant, step, exponential), `base`, optional `warmup_steps`, and the schedule's own
+        options.
       total_steps: length of the run.
     """
     options = dict(options)
@@ -157,7 +169,14 @@ def adamw(
     return optax.scale_by_adam(b1, b2, eps), decay
 
 
-OPTIMIZERS: dict[str, Callable[..., tuple[Any, ...]]] = {"sgd": sgd, "adamw": adamw}
+def rmsprop(
+    *, decay: optax.GradientTransformation, rho: float = 0.9, eps: float = 1e-8, momentum: float = 0.0
+) -> tuple[Any, ...]:
+    """`g / (sqrt(v) + eps)`, `v = rho v + (1 - rho) g^2` from 0; weight decay is added to the gradient."""
+    return decay, optax.scale_by_rms(rho, eps, eps_in_sqrt=False), *((optax.trace(momentum),) if momentum else ())
+
+
+OPTIMIZERS: dict[str, Callable[..., tuple[Any, ...]]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop}
 
 
 def make_optimizer(
@@ -166,7 +185,7 @@ def make_optimizer(
     """The optimiser and its schedule.
 
     Args:
-      options: `config.optimizer`: `name` (sgd, adamw) and its options, `schedule`, `rules`.
+      options: `config.optimizer`: `name` (sgd, adamw, rmsprop) and its options, `schedule`, `rules`.
       params: parameter tree, or shapes of it.
       total_steps: length of the run.
       clip_norm: largest global norm of the trained parameters' gradient; 0 leaves it as it is.

@@ -38,10 +38,11 @@ MODELS: dict[str, tuple[str, dict]] = {
     "unet": ("unet", {"width": 4, "depth": 2}),
     "unet same": ("unet", {"width": 4, "depth": 3, "padding": "same", "batch_norm": True}),
     "unet_encoder": ("unet_encoder", RESNET | {"decoder_channels": (8, 8, 8, 8, 8)}),
+    "tiramisu": ("tiramisu", {"layers": (1, 1, 1, 1, 1), "growth_rate": 4, "first_channels": 4}),
     "upernet": ("upernet", RESNET | {"pyramid_channels": 4, "fpn_channels": 8}),
 }
 # Smallest image a side, where it is not 1.
-SMALLEST: dict[str, int] = {}
+SMALLEST: dict[str, int] = {"tiramisu": 4}
 # Parts of a parameter's path that have no gradient on purpose.
 FROZEN: dict[str, str] = {}
 # Models whose loss at bfloat16 differs more: relative difference of the logits.

@@ -35,6 +35,26 @@ def test_step_falls_at_each_boundary():
     np.testing.assert_allclose([schedule(s) for s in (0, 2, 3, 5, 6, 9)], [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
+def test_exponential_falls_every_few_steps():
+    schedule = make_schedule({"name": "exponential", "base": 2.0, "factor": 0.5, "every_steps": 3}, 10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 2, 3, 5, 6, 9)], [2, 2, 1, 1, 0.5, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_rmsprop_by_hand(momentum):
+    options = {"name": "rmsprop", "rho": 0.75, "eps": 0.1, "momentum": momentum, "schedule": CONSTANT, "rules": ALL}
+    optimizer, _ = make_optimizer(options, {"w": jnp.asarray(1.0)}, total_steps=10)
+    w, state = {"w": jnp.asarray(1.0)}, optimizer.init({"w": jnp.asarray(1.0)})
+    square, speed, expected = 0.0, 0.0, 1.0
+    for gradient in (2.0, -1.0):
+        update, state = optimizer.update({"w": jnp.asarray(gradient)}, state, w)
+        w = {"w": w["w"] + update["w"]}
+        square = 0.75 * square + 0.25 * gradient**2
+        speed = momentum * speed + gradient / (square**0.5 + 0.1)
+        expected -= 0.1 * speed
+        np.testing.assert_allclose(w["w"], expected, rtol=1e-5)
+
+
 def test_warm_up_is_linear_and_starts_above_zero():
     schedule = make_schedule({**CONSTANT, "warmup_steps": 4}, 10)
     np.testing.assert_allclose([schedule(s) for s in range(6)], [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-6)
@@ -47,6 +67,7 @@ def test_warm_up_is_linear_and_starts_above_zero():
         ({"name": "poly", "base": 1.0, "powr": 1.0}, "power"),
         ({"name": "constant", "base": 1.0, "warmup_steps": 11}, "0..10"),
         ({"name": "step", "base": 1.0, "boundaries_steps": (6, 3)}, "must rise"),
+        ({"name": "exponential", "base": 1.0, "factor": 1.5}, "factor = 1.5"),
     ],
 )
 def test_a_bad_schedule_is_named(options, words):
