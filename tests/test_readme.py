@@ -1,13 +1,14 @@
 """What README.md names is there: links, files, flags, config keys, and the table of imports."""
 
 import ast
+import importlib
 import pathlib
 import re
 
 import pytest
 
 from experiments.deeplab_camvid import get_config
-from jaxseg.core.names import resolve
+from jaxseg.core.names import known_names, resolve
 from tests.test_layering import MAY_IMPORT, TOP
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -63,3 +64,16 @@ def test_the_table_of_imports_is_the_one_that_is_enforced():
 def test_models_and_backbones_that_are_named_build():
     for package, names in {"models": ("deeplab_v3", "deeplab_v3plus"), "backbones": ("resnet50", "resnet101")}.items():
         assert all(callable(resolve(package, name)) for name in names)
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_links_of_the_pages_lead_to_files(page):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    assert links and [link for link in links if not (page.parent / link.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("package", ["losses", "metrics"])
+def test_every_loss_and_metric_is_on_its_page(package):
+    page = (REPOSITORY / "docs" / f"{package}.md").read_text(encoding="utf-8")
+    modules = {name: importlib.import_module(f"jaxseg.{package}.{name}") for name in known_names(package)}
+    assert [name for name, module in modules.items() if hasattr(module, "build") and f"`{name}`" not in page] == []
