@@ -21,6 +21,7 @@ from jaxseg.evaluate.split import Evaluator
 from jaxseg.inference.predictor import Predictor
 from jaxseg.losses.composition import compose
 from jaxseg.metrics.metric import make_metrics
+from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.optim import make_optimizer
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import make_train_step
@@ -163,7 +164,7 @@ def make_training(run: Run) -> Training:
     abstract = jax.eval_shape(create, shapes)
     objective = resolve("train.objectives", config.objective)(
         model=run.model,
-        loss=compose(config.loss.to_dict()),
+        loss=compose(read_class_weights(config.loss.to_dict(), run.info)),
         loss_aux_weight=config.loss_aux_weight,
         image_mean=run.image_mean,
         image_std=run.image_std,
