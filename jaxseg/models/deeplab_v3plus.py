@@ -51,7 +51,7 @@ class DeepLabV3Plus(nn.Module):
     """See `build`."""
 
     backbone: nn.Module
-    aspp: ASPP
+    aspp: nn.Module
     decoder: Decoder
     num_classes: int
     low_level: str
