@@ -60,6 +60,8 @@ def defaults() -> ConfigDict:
                 "scales": (1.0,),
                 "flip": False,
                 "window_px": (),
+                # "recomputed": --mode=evaluate replaces batch norm's statistics by those of the training set (SegNet).
+                "batch_statistics": "running",
                 "overlay_count": 4,
             },
             "checkpoint": {"every_steps": 1_000, "keep": 2},

@@ -54,6 +54,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         else:
             mean, var = batch_moments(x, shift=running_mean.value)
+            self._keep_moments(mean, var, x.size // c)
             if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = x.size // c
                 momentum = self.options.momentum
@@ -63,6 +64,12 @@ class BatchNorm(nn.Module):
         factor = scale * lax.rsqrt(var + self.options.epsilon)
         y = x.astype(jnp.float32) * factor + (bias - mean * factor)
         return y.astype(self.dtype)
+
+    def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
+        """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
+        if self.is_mutable_collection("batch_moments") and not self.is_initializing():
+            for name, value in (("mean", mean), ("var", var), ("count", jnp.asarray(count, jnp.float32))):
+                self.put_variable("batch_moments", name, value)
 
 
 def batch_moments(x: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
