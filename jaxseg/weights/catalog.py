@@ -78,6 +78,24 @@ CATALOG: dict[str, Entry] = {
     "torchvision/deeplabv3_resnet101.COCO_WITH_VOC_LABELS_V1": _torchvision(
         "deeplabv3_resnet101_coco-586e9e4e.pth", "torchvision_deeplab_v3"
     ),
+    "torchvision/mobilenet_v3_large.IMAGENET1K_V1": _torchvision(
+        "mobilenet_v3_large-8738ca79.pth", "torchvision_mobilenet_v3"
+    ),
+    "torchvision/mobilenet_v3_large.IMAGENET1K_V2": _torchvision(
+        "mobilenet_v3_large-5c1a4163.pth", "torchvision_mobilenet_v3"
+    ),
+    "torchvision/mobilenet_v3_small.IMAGENET1K_V1": _torchvision(
+        "mobilenet_v3_small-047dcff4.pth", "torchvision_mobilenet_v3"
+    ),
+    "torchvision/densenet121.IMAGENET1K_V1": _torchvision("densenet121-a639ec97.pth", "torchvision_densenet"),
+    "torchvision/densenet161.IMAGENET1K_V1": _torchvision("densenet161-8d451a50.pth", "torchvision_densenet"),
+    "torchvision/densenet169.IMAGENET1K_V1": _torchvision("densenet169-b2777c0a.pth", "torchvision_densenet"),
+    "torchvision/densenet201.IMAGENET1K_V1": _torchvision("densenet201-c1103571.pth", "torchvision_densenet"),
+    "torchvision/vgg16.IMAGENET1K_V1": _torchvision("vgg16-397923af.pth", "torchvision_vgg16"),
+    "torchvision/vgg16_bn.IMAGENET1K_V1": _torchvision("vgg16_bn-6c64b313.pth", "torchvision_vgg16"),
+    "torchvision/deeplabv3_mobilenet_v3_large.COCO_WITH_VOC_LABELS_V1": _torchvision(
+        "deeplabv3_mobilenet_v3_large-fc3c493d.pth", "torchvision_deeplab_v3_mobilenet_v3"
+    ),
     "timm/resnet18.a1_in1k": _timm("v0.1-rsb-weights", "resnet18_a1_0-d63eafa0.pth", "torchvision_resnet"),
     "timm/resnet34.a1_in1k": _timm("v0.1-rsb-weights", "resnet34_a1_0-46f8f793.pth", "torchvision_resnet"),
     "timm/resnet50.a1_in1k": _timm("v0.1-rsb-weights", "resnet50_a1_0-14fe96d1.pth", "torchvision_resnet"),

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.backbones import mobilenet_v2
+from jaxseg.backbones import mobilenet_v2, vgg16
+from jaxseg.backbones.densenet import build_densenet
+from jaxseg.backbones.mobilenet_v3 import build_mobilenet_v3
 from jaxseg.backbones.resnet import build_resnet
 from jaxseg.core.names import known_names, resolve
 from jaxseg.models import deeplab_v3
@@ -15,12 +17,18 @@ from jaxseg.weights import rules
 from jaxseg.weights.expectations import differences
 
 DEEPLAB_V3 = {"output_stride": 8, "head_convolution": True, "alignment": "half_pixel", "aux_tap": "stage3"}
+LITE = DEEPLAB_V3 | {"backbone": "mobilenet_v3_large", "aspp_rates": (12, 24, 36), "output_stride": 16}
+LITE |= {"aux_tap": "c2", "aux_channels": 10}
 NETWORKS = {
     "torchvision_resnet": [functools.partial(build_resnet, depth) for depth in (18, 50)],
     "torchvision_mobilenet_v2": [
         functools.partial(mobilenet_v2.build, padding="torch", norm_epsilon=1e-5, last_convolution=last)
         for last in (False, True)
     ],
+    "torchvision_mobilenet_v3": [functools.partial(build_mobilenet_v3, size) for size in ("large", "small")],
+    "torchvision_densenet": [functools.partial(build_densenet, 121, layers=(2, 2, 2, 2))],
+    "torchvision_vgg16": [functools.partial(vgg16.build, batch_norm=norm) for norm in (False, True)],
+    "torchvision_deeplab_v3_mobilenet_v3": [functools.partial(deeplab_v3.build, num_classes=21, **LITE)],
     "torchvision_deeplab_v3": [functools.partial(deeplab_v3.build, num_classes=21, **DEEPLAB_V3)],
 }
 """Table -> the networks that it serves, built as it expects them."""

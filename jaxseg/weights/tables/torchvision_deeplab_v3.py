@@ -31,7 +31,7 @@ def pooling_first(array: np.ndarray) -> np.ndarray:
 
 
 def aspp(convs: str, project: str, pooling: str) -> list[Rule]:
-    """Atrous spatial pyramid pooling below `aspp/`, from the names of the branches' list, the projection, the pooling."""
+    """Atrous spatial pyramid pooling below `aspp/`, from the names of the branches, the projection, the pooling."""
     return [
         *conv_norm("image_pooling", f"{pooling}.1", f"{pooling}.2"),
         *conv_norm("conv1x1", f"{convs}.0.0", f"{convs}.0.1"),
