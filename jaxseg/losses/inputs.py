@@ -78,7 +78,7 @@ def checked_multilabel_inputs(
         _refuse_unknown_labels(labels, wide, 2)
         known = (labels == 0) | (labels == 1) | ~wide
         return logits, jnp.where(known, (labels == 1).astype(logits.dtype), jnp.nan), wide
-    pixels = jnp.any(wide, axis=-1)
+    pixels = where if where.ndim < logits.ndim else jnp.any(wide, axis=-1)
     labels = labels.astype(jnp.int32)
     _refuse_unknown_labels(labels, pixels, logits.shape[-1])
     return logits, one_hot(labels, pixels, logits.shape[-1], logits.dtype), wide
