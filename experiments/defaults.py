@@ -12,8 +12,7 @@ def defaults() -> ConfigDict:
         {
             "seed": 0,
             "objective": "supervised",
-            # path "" starts from random weights; a file, or a name of jaxseg.weights.catalog. table names the file's
-            # naming scheme, scope the part that it fills, skip (a regular expression) what stays random in it.
+            # The arguments of jaxseg.weights.load.load_weights; path "" starts from random weights.
             "weights": {"path": "", "table": "", "scope": "", "skip": ""},
             "loss": {"cross_entropy": 1.0},
             "loss_aux_weight": 0.0,

@@ -110,7 +110,8 @@ def restore_or_place(store: CheckpointStore, training: Training, run: Run, batch
     if restored is None:
         return place_state(training.first_state(), run.mesh), 0
     state, data_state, step = restored
-    batches.set_state(data_state)
+    if data_state:  # a converted checkpoint (jaxseg.tools.convert) has none: the input begins at its beginning
+        batches.set_state(data_state)
     LOGGER.warning("Going on from the checkpoint of step %d.", step)
     return state, step
 

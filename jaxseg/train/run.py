@@ -135,11 +135,13 @@ class Training:
     Attributes:
       abstract: shapes and dtypes of the state, without computing it.
       step: the compiled-on-first-use train step.
-      first_state: computes the state of step 0 on the host; not needed when a checkpoint is restored.
+      create: makes the state of step 0 from variables.
+      first_state: computes that of the config on the host; not needed when a checkpoint is restored.
     """
 
     abstract: TrainState
     step: Callable[..., Any]
+    create: Callable[[Any], TrainState]
     first_state: Callable[[], TrainState]
 
 
@@ -179,4 +181,4 @@ def make_training(run: Run) -> Training:
         accumulation_steps=accumulation,
         ema_decay=options.ema_decay,
     )
-    return Training(abstract, step, lambda: create(run.initial_variables()))
+    return Training(abstract, step, create, lambda: create(run.initial_variables()))
