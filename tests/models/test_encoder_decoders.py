@@ -103,7 +103,7 @@ def test_segnet_remembers_sizes_that_ceil_pooling_forgets():
 def test_unpooling_by_indices_and_its_alternatives_differ():
     image, results = noise(1, 9, 11, 3), {}
     for unpooling in segnet.UNPOOLINGS:
-        model = segnet_basic.build(num_classes=2, width=4, unpooling=unpooling)
+        model = segnet.build(num_classes=2, encoder=((4,),), decoder=((4,),), unpooling=unpooling)
         variables = initialized(model, image)
         results[unpooling] = np.asarray(logits(model, variables, image))
     arrays = list(results.values())
@@ -200,10 +200,10 @@ def test_ksac_branches_have_one_kernel_whatever_the_rates():
 
 
 def test_ksac_gradient_of_the_kernel_is_the_sum_over_the_branches():
-    x = noise(1, 9, 10, 3)
+    x = noise(1, 5, 6, 2)
 
     def gradient(rates):
-        module = KSAC(4, rates, "sum", dropout_rate=0.0)
+        module = KSAC(2, rates, "sum", dropout_rate=0.0)
         variables = jax.jit(lambda k: module.init(k, x, False))(jax.random.key(0))
         loss = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({**variables, "params": p}, x, False))))
         return loss(variables["params"])
@@ -223,6 +223,6 @@ def test_lraspp_taps():
     _, outputs = shapes(lraspp.build(num_classes=21))
     assert outputs["low_logits"].shape == (1, 9, 9, 21) and outputs["gated"].shape == (1, 9, 9, 128)
     with pytest.raises(UnknownNameError, match="low_level"):
-        shapes(lraspp.build(num_classes=21, low_level="c9"))
+        shapes(lraspp.build(num_classes=21, backbone="mobilenet_v3_small", low_level="c9"))
     with pytest.raises(JaxsegError, match="output_stride"):
         lraspp.build(num_classes=21, output_stride=4)
