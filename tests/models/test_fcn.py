@@ -1,0 +1,127 @@
+"""FCN: parameter counts, the published shape trace, crops, and what an untrained network says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.core.errors import JaxsegError
+from jaxseg.models import fcn
+from jaxseg.ops.transposed import bilinear_conv_transpose
+
+NARROW = {"backbone_options": {"width": 2}, "fc_channels": 4}
+
+
+def shapes(module, *size):
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda k, x: module.init(k, x, False), jax.random.key(0), image)
+    outputs = jax.eval_shape(lambda v, x: module.apply(v, x, False), variables, image)
+    return variables, outputs
+
+
+def count(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(module, 32, 32)[0]["params"]))
+
+
+@pytest.mark.parametrize(
+    "variant, learnable, dense, grouped",
+    [
+        ("32s", (134_346_581, 134_338_387, 134_506_364), 1_806_336, 86_016),
+        ("16s", (134_357_354, 134_348_134, 134_537_144), 458_640, 21_840),
+        ("8s", (134_362_751, 134_353_017, 134_552_564), 127_008, 6_048),
+    ],
+)
+def test_parameter_counts(variant, learnable, dense, grouped):
+    """21, 19 and 60 classes with fixed up-sampling; the released dense and the clockwork network's grouped kernels."""
+    for classes, expected in zip((21, 19, 60), learnable, strict=True):
+        assert count(fcn.build(num_classes=classes, variant=variant)) == expected
+    for deconvolution, more in (("dense", dense), ("depthwise", grouped)):
+        found = count(fcn.build(num_classes=21, variant=variant, deconvolution=deconvolution, frozen=True))
+        assert found == learnable[0] + more
+
+
+def test_parameter_count_of_alexnet():
+    build = {"num_classes": 21, "variant": "32s", "backbone": "alexnet"}
+    assert count(fcn.build(**build)) == 56_954_261
+    assert count(fcn.build(**build, deconvolution="dense")) == 56_954_261 + 1_750_329
+
+
+@pytest.mark.parametrize(
+    "size, fc6, upscore2, upscore_pool4, up",
+    [
+        (224, 8, 18, 38, (288, 304, 312)),
+        (375, 12, 26, 54, (416, 432, 440)),
+        (500, 16, 34, 70, (544, 560, 568)),
+        (512, 17, 36, 74, (576, 592, 600)),
+        (1024, 33, 68, 138, (1088, 1104, 1112)),
+    ],
+)
+def test_the_published_shape_trace(size, fc6, upscore2, upscore_pool4, up):
+    _, outputs = shapes(fcn.build(num_classes=3, **NARROW), size, size)
+    assert outputs["fc7"].shape[1] == outputs["score_fr"].shape[1] == fc6
+    assert outputs["upscore2"].shape[1] == outputs["score_pool4"].shape[1] == upscore2
+    assert outputs["upscore_pool4"].shape[1] == outputs["score_pool3"].shape[1] == upscore_pool4
+    assert outputs["logits"].shape == (1, size, size, 3)
+    # Before the crop: 32s from fc7, 16s from the sum at pool4, 8s from the sum at pool3; what is cropped is there.
+    for (factor, offset), side, whole in zip(
+        (fcn.LAST["32s"], fcn.LAST["16s"], fcn.LAST["8s"]), (fc6, upscore2, upscore_pool4), up, strict=True
+    ):
+        assert (side - 1) * factor + 2 * factor == whole >= offset + size
+
+
+def test_alexnets_shape_trace():
+    _, outputs = shapes(fcn.build(num_classes=3, variant="32s", backbone="alexnet", fc_channels=4), 500, 500)
+    assert outputs["fc7"].shape[1] == 16 and (16 - 1) * 32 + 63 == 543 >= 500 + 18
+    assert outputs["logits"].shape == (1, 500, 500, 3)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """A narrow FCN-8s at once whose scores are not zero, its variables, image and outputs."""
+    model = fcn.build(num_classes=3, variant="8s_at_once", **NARROW)
+    image = jax.random.normal(jax.random.key(0), (1, 33, 18, 3))
+    variables = jax.jit(lambda k: model.init(k, image, False))(jax.random.key(1))
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    noisy = jax.tree.unflatten(tree, noisy)
+    return variables, noisy, image, jax.jit(lambda v, x: model.apply(v, x, False))(noisy, image)
+
+
+def test_a_new_network_is_undecided(eight):
+    variables, _, image, _ = eight
+    model = fcn.build(num_classes=3, variant="8s_at_once", **NARROW)
+    np.testing.assert_array_equal(jax.jit(lambda v: model.apply(v, image, False))(variables)["logits"], 0)
+
+
+def test_crops_scales_and_sums(eight):
+    _, variables, image, outputs = eight
+
+    def enlarged(x, factor, kernel_size, offset, size):
+        return bilinear_conv_transpose(x, kernel_size=kernel_size, strides=factor, padding=offset, size=size)
+
+    def score(tap, offset, factor, like):
+        h, w = like.shape[1:3]
+        p = variables["params"][f"score_{tap}"]
+        x = outputs[f"backbone/{tap}"][:, offset : offset + h, offset : offset + w] * factor
+        return x @ p["kernel"][0, 0] + p["bias"]
+
+    x = outputs["score_fr"]
+    for tap, offset, factor in (("pool4", 5, 0.01), ("pool3", 9, 0.0001)):
+        x = enlarged(x, 2, 4, 0, [2 * n + 2 for n in x.shape[1:3]])
+        x = x + score(tap, offset, factor, x)
+    expected = enlarged(x, 8, 16, 31, image.shape[1:3])
+    assert float(jnp.max(jnp.abs(expected))) > 1e-2
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_errors():
+    for options, message in (
+        ({"variant": "4s"}, "variant = '4s' is not one of 32s"),
+        ({"backbone": "resnet50"}, "backbone = 'resnet50'"),
+        ({"deconvolution": "learned"}, "deconvolution"),
+        ({"backbone": "alexnet"}, "no variant '8s'"),
+        ({"backbone_options": {"widht": 2}}, "widht"),
+    ):
+        with pytest.raises(JaxsegError, match=message):
+            fcn.build(num_classes=3, **options)
