@@ -69,7 +69,9 @@ VARIANTS = {
 # Options without which a loss cannot be built: name -> options.
 NEEDED: dict[str, dict] = {}
 NAMES = [n for n in known_names("losses") if hasattr(importlib.import_module(f"jaxseg.losses.{n}"), "build")]
-CASES = [(n, NEEDED.get(n, {}) | o) for n in NAMES for o in [{}, *VARIANTS.get(n, [])]]
+# The options beyond the defaults take minutes to compile: they run with the slow tests.
+CASES = [pytest.param(n, NEEDED.get(n, {})) for n in NAMES]
+CASES += [pytest.param(n, NEEDED.get(n, {}) | o, marks=pytest.mark.slow) for n in NAMES for o in VARIANTS.get(n, [])]
 
 
 def case_id(case):

@@ -1,5 +1,6 @@
 """What every metric of a config keeps. A new file in jaxseg/metrics with `build` is found by itself."""
 
+import functools
 import importlib
 import json
 
@@ -26,7 +27,9 @@ VARIANTS = {
     "surface_distance": [{"elements": "surfels", "spacing": (0.7, 1.5), "tolerances": (0.5, 2), "one_empty": "skip"}],
 }
 NAMES = [n for n in known_names("metrics") if hasattr(importlib.import_module(f"jaxseg.metrics.{n}"), "build")]
-CASES = [(n, o) for n in NAMES for o in [{}, *VARIANTS.get(n, [])]]
+# The options beyond the defaults take minutes to compile: they run with the slow tests.
+CASES = [pytest.param(n, {}) for n in NAMES]
+CASES += [pytest.param(n, o, marks=pytest.mark.slow) for n in NAMES for o in VARIANTS.get(n, [])]
 
 
 def case_id(case):
@@ -50,6 +53,17 @@ def example(needs, seed=0):
     return np.where(where, labels, 255).astype(np.int32), outputs, where, size
 
 
+@functools.cache
+def compiled(name, options):
+    return resolve("metrics", name)(num_classes=CLASSES, **json.loads(options))
+
+
+def built(name, options):
+    """The metric, one object for all tests of the case, so that it is compiled once."""
+    return compiled(name, json.dumps(options, sort_keys=True))
+
+
+@functools.cache
 def counter(metric):
     return jax.jit(lambda y, o, w, s: metric.counts(y, o, where=w, size=s))
 
@@ -78,7 +92,7 @@ def close(one, other):
 
 @each_metric
 def test_scores_are_numbers_values_per_class_or_tables(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     assert isinstance(metric, Metric)
     scores = state_of(metric, example(metric.needs)).compute()
     assert scores
@@ -94,7 +108,7 @@ def test_scores_are_numbers_values_per_class_or_tables(name, options):
 @each_metric
 @pytest.mark.parametrize("parts", [(1, 3), (2, 2), (1, 1, 1, 1)])
 def test_a_batch_may_be_split_merged_and_carried_in_any_way(name, options, parts):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     arrays = example(metric.needs)
     whole, ends = state_of(metric, arrays).compute(), np.cumsum((0, *parts))
     batches = [[x[a:b] for x in arrays] for a, b in zip(ends[:-1], ends[1:], strict=True)]
@@ -108,7 +122,7 @@ def test_a_batch_may_be_split_merged_and_carried_in_any_way(name, options, parts
 
 @each_metric
 def test_images_without_a_valid_pixel_leave_no_trace(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     labels, outputs, where, size = example(metric.needs)
     expected = state_of(metric, (labels[:3], outputs[:3], where[:3], size[:3])).compute()
     where[3], size[3] = False, 0  # what pads a batch
@@ -117,7 +131,7 @@ def test_images_without_a_valid_pixel_leave_no_trace(name, options):
 
 @each_metric
 def test_all_void(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     labels, outputs, where, size = example(metric.needs)
     scores = state_of(metric, (np.full_like(labels, 255), outputs, np.zeros_like(where), size)).compute()
     numbers = [value for key, value in scores.items() if isinstance(value, float) and not key.endswith("_all")]
@@ -126,7 +140,7 @@ def test_all_void(name, options):
 
 @each_metric
 def test_what_is_void_has_no_influence(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     labels, outputs, where, size = example(metric.needs)
     expected = state_of(metric, (labels, outputs, where, size)).compute()
     spoiled = outputs.copy()
@@ -137,7 +151,7 @@ def test_what_is_void_has_no_influence(name, options):
 
 @each_metric
 def test_padding_changes_nothing(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     labels, outputs, where, size = example(metric.needs)
     expected = state_of(metric, (labels, outputs, where, size)).compute()
     pad = [(0, 0), (0, 3), (0, 5)]
@@ -148,7 +162,7 @@ def test_padding_changes_nothing(name, options):
 
 @each_metric
 def test_two_devices_count_the_same_bits(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     arrays, count = example(metric.needs), counter(metric)
     one = count(*arrays)
     rows = NamedSharding(make_mesh(devices=jax.devices()[:2]), PartitionSpec("data"))
@@ -161,7 +175,7 @@ def test_two_devices_count_the_same_bits(name, options):
 
 @each_metric
 def test_arguments_are_checked_at_trace_time(name, options):
-    metric = resolve("metrics", name)(num_classes=CLASSES, **options)
+    metric = built(name, options)
     labels, outputs, where, _ = example(metric.needs)
     with pytest.raises(TypeError, match="integers"):
         jax.eval_shape(lambda y: metric.counts(y, outputs, where=where), labels.astype(np.float32))
