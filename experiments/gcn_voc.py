@@ -2,8 +2,8 @@
 
 Command: python -m jaxseg.main --config=experiments/gcn_voc.py [--config.data.manual_dir=DIR]
 The paper's setting: ResNet-152 from ImageNet weights, kernels of 15, SGD with momentum 0.99, batch 1, weight decay
-5e-4, frozen batch norm, images cropped or padded to 512. Expected: 74.7 mIoU on val with boundary refinement, before training
-on COCO. Not measured here. The paper does not state the rate; this one is a guess.
+5e-4, frozen batch norm, images cropped or padded to 512. Expected: 74.7 mIoU on val with boundary refinement, before
+training on COCO. Not measured here. The paper does not state the rate; this one is a guess.
 """
 
 from ml_collections import ConfigDict

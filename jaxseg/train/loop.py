@@ -11,6 +11,7 @@ import jax
 from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
 from jaxseg.train.checkpoint import CheckpointStore
+from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
 from jaxseg.train.run import Run, Training, make_training
@@ -34,7 +35,8 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
       NonFiniteLossError: the loss became NaN or infinite.
     """
     config = run.config
-    claim(workdir, config.to_dict())
+    # Class weights as numbers: a run whose file of weights changes is another run.
+    claim(workdir, config.to_dict() | {"loss": read_class_weights(config.loss.to_dict(), run.info)})
     training = make_training(run)
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))

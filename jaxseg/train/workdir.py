@@ -26,6 +26,7 @@ CHANGEABLE = (
     "data.manual_dir",
     "mesh.",
     "weights.path",
+    "weights.skip",
 )
 """Keys that may differ when a run is resumed: they do not change what is computed."""
 

@@ -58,8 +58,8 @@ def losses(repeats, size, classes, rows):
 
     def work_of(name):
         loss = resolve("losses", name)(**NEEDED.get(name, {}))
-        step = jax.jit(jax.value_and_grad(lambda x: loss.mean(x, labels, where=where)))
-        return lambda: jax.block_until_ready(step(logits))
+        step = jax.jit(jax.value_and_grad(lambda x, y, w: loss.mean(x, y, where=w)))
+        return lambda: jax.block_until_ready(step(logits, labels, where))
 
     plain = work_of("cross_entropy")
     found = {}
