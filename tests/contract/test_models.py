@@ -20,6 +20,8 @@ ASPP = MOBILE | {"aspp_channels": 8}
 MODELS: dict[str, tuple[str, dict]] = {
     "deeplab_v3": ("deeplab_v3", ASPP),
     "deeplab_v3plus": ("deeplab_v3plus", ASPP | {"decoder_channels": 8, "low_level_channels": 8}),
+    "fcn": ("fcn", {"backbone_options": {"width": 8}, "fc_channels": 32, "deconvolution": "depthwise"}),
+    "fcn_resnet": ("fcn_resnet", RESNET | {"aux_tap": "stage3"}),
     "gcn": ("gcn", RESNET | {"kernel_size": 3}),
     "pspnet": (
         "pspnet",

@@ -10,12 +10,32 @@ XCEPTION = {"backbone": "xception65"}
 GREY = {"image_channels": 1}
 R50, R101 = {"backbone": "resnet50"}, {"backbone": "resnet101"}
 HEAD, AUX = {"head_convolution": True}, {"aux_tap": "stage3"}
+ALEXNET = {"variant": "32s", "backbone": "alexnet"}
 VGG_V2 = {"backbone": "vgg16", "fc_channels": 1024}
 # MSc's five branches: a 3x3 convolution to 128 channels, a 1x1, a classifier.
 MSC = sum((9 * c + 1) * 128 + 129 * 128 + 129 * 21 for c in (3, 64, 128, 256, 512))
 
 # What the figure belongs to, model, options, classes, parameters (statistics of batch norm do not count).
 ROWS = [
+    ("FCN-32s, learnable", "fcn", {"variant": "32s"}, 21, 134_346_581),
+    ("FCN-32s, learnable", "fcn", {"variant": "32s"}, 19, 134_338_387),
+    ("FCN-32s, learnable", "fcn", {"variant": "32s"}, 60, 134_506_364),
+    ("FCN-16s, learnable", "fcn", {"variant": "16s"}, 21, 134_357_354),
+    ("FCN-16s, learnable", "fcn", {"variant": "16s"}, 19, 134_348_134),
+    ("FCN-16s, learnable", "fcn", {"variant": "16s"}, 60, 134_537_144),
+    ("FCN-8s, learnable", "fcn", {"variant": "8s"}, 21, 134_362_751),
+    ("FCN-8s, learnable", "fcn", {"variant": "8s"}, 19, 134_353_017),
+    ("FCN-8s, learnable", "fcn", {"variant": "8s"}, 60, 134_552_564),
+    ("FCN-32s, released kernels", "fcn", {"variant": "32s", "deconvolution": "dense"}, 21, 136_152_917),
+    ("FCN-32s, grouped kernels", "fcn", {"variant": "32s", "deconvolution": "depthwise"}, 21, 134_432_597),
+    ("FCN-16s, released kernels", "fcn", {"variant": "16s", "deconvolution": "dense"}, 21, 134_815_994),
+    ("FCN-16s, grouped kernels", "fcn", {"variant": "16s", "deconvolution": "depthwise"}, 21, 134_379_194),
+    ("FCN-8s, released kernels", "fcn", {"variant": "8s", "deconvolution": "dense"}, 21, 134_489_759),
+    ("FCN-8s, grouped kernels", "fcn", {"variant": "8s", "deconvolution": "depthwise"}, 21, 134_368_799),
+    ("FCN-AlexNet, learnable", "fcn", ALEXNET, 21, 56_954_261),
+    ("FCN-AlexNet, released kernels", "fcn", ALEXNET | {"deconvolution": "dense"}, 21, 58_704_590),
+    ("FCN ResNet-50, torchvision", "fcn_resnet", R50 | AUX, 21, 35_322_218),
+    ("FCN ResNet-101, torchvision", "fcn_resnet", R101 | AUX, 21, 54_314_346),
     ("U-Net, paper, grey", "unet", GREY, 2, 31_030_658),
     ("U-Net, paper", "unet", {}, 2, 31_031_810),
     ("U-Net, paper", "unet", {}, 21, 31_033_045),
