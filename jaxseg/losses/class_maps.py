@@ -87,11 +87,11 @@ def class_maps(
     return p, y, where if where.shape[-1] == 1 else jnp.stack([where[..., i] for i in classes], axis=-1)
 
 
-def each_class(function: Callable[..., jax.Array], where: jax.Array, *maps: jax.Array) -> jax.Array:
+def each_class(function: Callable[..., jax.Array], where: jax.Array, *maps: jax.Array, again: bool = True) -> jax.Array:
     """`function(*maps, where)` of each class's `[*b, h, w]`, one class at a time, as `[*b, h, w, k]`.
 
-    Nothing but the maps is kept for the backward pass, which runs the function again: loops inside it would otherwise
-    keep each of their steps for all classes at once.
+    With `again`, nothing but the maps is kept for the backward pass, which runs the function again: loops inside it
+    would otherwise keep each of their steps for all classes at once. Without, what the function itself keeps.
     """
     wide = where.shape[-1] > 1
     stacks = tuple(jnp.moveaxis(array, -1, 0) for array in (*maps, *([where] if wide else [])))
@@ -99,7 +99,7 @@ def each_class(function: Callable[..., jax.Array], where: jax.Array, *maps: jax.
     def one(arrays: tuple[jax.Array, ...]) -> jax.Array:
         return function(*arrays) if wide else function(*arrays, where[..., 0])
 
-    return jnp.moveaxis(lax.map(jax.checkpoint(one), stacks), 0, -1)
+    return jnp.moveaxis(lax.map(jax.checkpoint(one) if again else one, stacks), 0, -1)
 
 
 def squared_distances(masks: Sequence[jax.Array], where: jax.Array) -> list[tuple[jax.Array, jax.Array]]:

@@ -66,8 +66,8 @@ VARIANTS = {
     "hausdorff_convolution": [{"radii": (1, 2), "alpha": 1.0, "classes": (2,), "activation": "sigmoid"}],
     "focal_tversky": [{"per_image": False, "classes": "all", "smooth": 1.0}, {"gamma": 0.75, "activation": "sigmoid"}],
 }
-# Options without which a loss cannot be built: name -> options.
-NEEDED: dict[str, dict] = {}
+# Options without which a loss cannot be built, or takes seconds to compile: name -> options.
+NEEDED: dict[str, dict] = {"hausdorff_convolution": {"radii": (2, 5)}}  # the default ones exceed these images anyway
 NAMES = [n for n in known_names("losses") if hasattr(importlib.import_module(f"jaxseg.losses.{n}"), "build")]
 # The options beyond the defaults take minutes to compile: they run with the slow tests.
 CASES = [pytest.param(n, NEEDED.get(n, {})) for n in NAMES]

@@ -8,7 +8,7 @@ import pytest
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import resolve
 from jaxseg.losses.boundary import boundary
-from jaxseg.losses.hausdorff_convolution import disc_means, hausdorff_convolution
+from jaxseg.losses.hausdorff_convolution import hausdorff_convolution
 from jaxseg.losses.hausdorff_distance_transform import hausdorff_distance_transform
 from jaxseg.losses.hausdorff_erosion import hausdorff_erosion
 
@@ -215,16 +215,41 @@ def test_convolution_by_hand():
     assert not np.any(hausdorff_convolution(certain[:, :1, :1], np.zeros((1, 1, 1), np.int32), radii=(1,)))
 
 
-def test_disc_means_and_their_gradients():
-    rng, radii = np.random.default_rng(2), (1, 2, 3, 7, 18)
-    image = rng.random((2, 13, 9)).astype(np.float32)
-    upstream = rng.random((5, 2, 13, 9)).astype(np.float32)
-    result, pull = jax.vjp(jax.jit(lambda x: disc_means(x, radii)), jnp.asarray(image))
-    gradient = pull(tuple(jnp.asarray(upstream)))[0]
-    for radius, means in zip(radii, result, strict=True):
-        np.testing.assert_allclose(means, np.stack([disc_numpy(i, radius) for i in image]), rtol=1e-5)
-    expected = sum(np.stack([disc_numpy(i, r) for i in g]) for r, g in zip(radii, upstream, strict=True))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+@pytest.mark.parametrize("radii", [(1, 4, 7), tuple(range(1, 19))])
+def test_convolution_gradients_over_tiles(monkeypatch, radii):
+    """The written-down gradient against NumPy, where tiles of rows do not fit the image and radii exceed it."""
+    monkeypatch.setattr("jaxseg.losses.hausdorff_convolution.TILE_ROWS", 5)
+    rng, shape = np.random.default_rng(2), (2, 13, 9)
+    labels = np.repeat(np.repeat(rng.random((2, 4, 2)) < 0.5, 4, 1), 5, 2)[:, :13, :9]
+    logits = (rng.normal(0, 1, shape) + 4 * (np.roll(labels, 2, 2) - 0.5)).astype(np.float32)
+    upstream, where = rng.random(shape).astype(np.float32), rng.random(shape) < 0.9
+    value = lambda x: hausdorff_convolution(  # noqa: E731
+        x[..., None], labels[..., None], where=where[..., None], radii=radii, activation="sigmoid"
+    )[..., 0]
+    result, pull = jax.vjp(jax.jit(value), jnp.asarray(logits))
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    expected = np.stack([convolution_numpy(*arrays, radii=radii) for arrays in zip(p, labels, where, strict=True)])
+    np.testing.assert_allclose(result, expected, rtol=3e-5, atol=1e-4)
+    expected = np.stack(
+        [convolution_gradient_numpy(*a, radii) for a in zip(p, labels, where, upstream, strict=True)]
+    ) * (p * (1 - p))
+    np.testing.assert_allclose(pull(jnp.asarray(upstream))[0], expected, rtol=2e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def convolution_gradient_numpy(p, y, where, upstream, radii, alpha=2.0):
+    """By the rules of products and of sums; a disc is symmetric, so that its transpose is itself."""
+    p, y, gradient = where * p, where * y, np.zeros(p.shape)
+    soft = lambda x: np.where(x >= 0.5, x, 0)  # noqa: E731
+    for r in radii:
+        inside_p, outside_p = disc_numpy(p, r), disc_numpy(where * (1 - p), r)
+        predicted, true = (
+            soft(disc_numpy(where * (1 - y), r)) + soft(inside_p),
+            soft(disc_numpy(y, r)) + soft(outside_p),
+        )
+        outer = where * upstream * r**alpha
+        gradient += outer * (2 * (p - y) * (predicted * p + true * y) + (p - y) ** 2 * predicted)
+        gradient += disc_numpy(outer * (p - y) ** 2 * ((inside_p >= 0.5) * p - (outside_p >= 0.5) * y), r)
+    return where * gradient
 
 
 def test_no_gradient_through_distances():
