@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.layers.conv_norm import ConvNorm, SeparableConvNorm
+from jaxseg.layers.conv_norm import ConvNorm, separable_or_plain
 from jaxseg.layers.norm import NormOptions
 
 
@@ -17,6 +17,7 @@ class ASPP(nn.Module):
       features: channels of each branch and of the result.
       rates: atrous rates in pixels of this feature map; may be empty.
       separable: depthwise separable 3x3 branches.
+      depthwise_norm: batch norm and ReLU between their two convolutions.
       image_pooling: add the branch of the global mean.
       dropout_rate: after the projection, in training only.
       norm: options of the batch norms.
@@ -28,6 +29,7 @@ class ASPP(nn.Module):
     separable: bool = False
     image_pooling: bool = True
     dropout_rate: float = 0.1
+    depthwise_norm: bool = True
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
@@ -42,12 +44,9 @@ class ASPP(nn.Module):
             pooled = ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="image_pooling")(mean, train)
             branches.append(jnp.broadcast_to(pooled, (*x.shape[:-1], self.features)))
         branches.append(ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="conv1x1")(x, train))
-        branch = SeparableConvNorm if self.separable else ConvNorm
+        branch = separable_or_plain(self.separable, self.depthwise_norm, norm=self.norm, dtype=self.dtype)
         for i, rate in enumerate(self.rates):
-            conv = branch(
-                self.features, kernel_size=3, dilation=rate, norm=self.norm, dtype=self.dtype, name=f"atrous{i + 1}"
-            )
-            branches.append(conv(x, train))
+            branches.append(branch(self.features, kernel_size=3, dilation=rate, name=f"atrous{i + 1}")(x, train))
         y = jnp.concatenate(branches, axis=-1)
         y = ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="project")(y, train)
         return nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)

@@ -1,6 +1,8 @@
 """Convolution, batch norm and activation: the block that everything is made of."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -122,12 +124,13 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConvNorm(nn.Module):
-    """Depthwise k x k and pointwise 1x1 convolution, each with batch norm and activation.
+    """Depthwise k x k and pointwise 1x1 convolution, each with batch norm and activation (or the pointwise one alone).
 
     Initial values as DeepLab's code: depthwise N(0, 0.33), pointwise N(0, 0.06), both truncated.
 
     Attributes:
       features .. norm: as `ConvNorm`; strides and dilation belong to the depthwise convolution.
+      depthwise_norm: batch norm and activation after the depthwise convolution too (TensorFlow's DeepLab).
     """
 
     features: int
@@ -137,25 +140,22 @@ class SeparableConvNorm(nn.Module):
     padding: str = "same"
     activation: Activation = nn.relu
     norm: NormOptions = NormOptions()
+    depthwise_norm: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h', w', features]`."""
         c = x.shape[-1]
-        x = ConvNorm(
-            c,
-            self.kernel_size,
-            strides=self.strides,
-            dilation=self.dilation,
-            groups=c,
-            padding=self.padding,
-            activation=self.activation,
-            norm=self.norm,
-            kernel_init=nn.initializers.truncated_normal(0.33),
-            dtype=self.dtype,
-            name="depthwise",
-        )(x, train)
+        shared: dict[str, Any] = {"strides": self.strides, "dilation": self.dilation, "groups": c}
+        shared |= {"padding": self.padding, "kernel_init": nn.initializers.truncated_normal(0.33), "dtype": self.dtype}
+        if self.depthwise_norm:
+            depthwise = ConvNorm(
+                c, self.kernel_size, activation=self.activation, norm=self.norm, name="depthwise", **shared
+            )
+            x = depthwise(x, train)
+        else:
+            x = Conv(c, self.kernel_size, name="depthwise", **shared)(x)
         return ConvNorm(
             self.features,
             activation=self.activation,
@@ -164,3 +164,16 @@ class SeparableConvNorm(nn.Module):
             dtype=self.dtype,
             name="pointwise",
         )(x, train)
+
+
+def separable_or_plain(separable: bool, depthwise_norm: bool = True, **shared: Any) -> Callable[..., nn.Module]:
+    """The constructor of a 3x3 convolution with batch norm that is depthwise separable, or is not.
+
+    Args:
+      separable: SeparableConvNorm instead of ConvNorm.
+      depthwise_norm: the former's option.
+      **shared: arguments of both.
+    """
+    if separable:
+        return functools.partial(SeparableConvNorm, depthwise_norm=depthwise_norm, **shared)
+    return functools.partial(ConvNorm, **shared)

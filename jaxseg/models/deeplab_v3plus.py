@@ -3,6 +3,9 @@
 Differences from the paper: the backbones are ResNet and MobileNetV2; the low-level features are the last ones of stride
 4 (`low_level` chooses other taps of the backbone). Convolutions are plain by default, as in the paper's ResNet-101
 ablations; `separable=True` gives the separable ones of its Xception results.
+Variant: segmentation_models_pytorch has a separable convolution on ASPP's output and one in the decoder, without batch
+norm between depthwise and pointwise: `separable=True, depthwise_norm=False, encoder_convolutions=1,
+decoder_convolutions=1`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options, resolve
 from jaxseg.core.types import Outputs
 from jaxseg.layers.aspp import ASPP
-from jaxseg.layers.conv_norm import Conv, ConvNorm, SeparableConvNorm, classifier_normal
+from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal, separable_or_plain
 from jaxseg.layers.heads import AuxiliaryHead, check_tap, rates_at
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
@@ -25,11 +29,17 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class Decoder(nn.Module):
-    """Low-level features by 1x1 to few channels, concatenated with the resized encoder output, two 3x3 convolutions."""
+    """Low-level features by 1x1 to few channels, concatenated with the resized encoder output, two 3x3 convolutions.
+
+    `before` counts 3x3 convolutions on the encoder's output, `after` those on the concatenation.
+    """
 
     features: int = 256
     low_level_features: int = 48
     separable: bool = False
+    depthwise_norm: bool = True
+    before: int = 0
+    after: int = 2
     alignment: str = "align_corners"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
@@ -38,12 +48,14 @@ class Decoder(nn.Module):
     def __call__(self, x: jax.Array, low_level: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c]`, `[*b, H, W, l] -> [*b, H, W, features]`."""
         shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
+        conv = separable_or_plain(self.separable, self.depthwise_norm, **shared)
+        for i in range(self.before):
+            x = conv(self.features, kernel_size=3, name=f"encoder_conv{i + 1}")(x, train)
         low = ConvNorm(self.low_level_features, name="low_level", **shared)(low_level, train)
         x = resize(x, low.shape[-3:-1], alignment=self.alignment)
         x = jnp.concatenate([x, low], axis=-1)
-        conv = SeparableConvNorm if self.separable else ConvNorm
-        for i in (1, 2):
-            x = conv(self.features, kernel_size=3, name=f"conv{i}", **shared)(x, train)
+        for i in range(self.after):
+            x = conv(self.features, kernel_size=3, name=f"conv{i + 1}")(x, train)
         return x
 
 
@@ -91,6 +103,9 @@ def build(
     low_level: str = "s4",
     low_level_channels: int = 48,
     separable: bool = False,
+    depthwise_norm: bool = True,
+    encoder_convolutions: int = 0,
+    decoder_convolutions: int = 2,
     dropout_rate: float = 0.1,
     alignment: str = "align_corners",
     aux_tap: str = "",
@@ -116,6 +131,9 @@ def build(
       low_level: the backbone's tap that the decoder refines with.
       low_level_channels: channels it is reduced to.
       separable: depthwise separable 3x3 convolutions in ASPP and decoder.
+      depthwise_norm: batch norm and ReLU between the depthwise and the pointwise convolution.
+      encoder_convolutions: 3x3 convolutions on ASPP's output before it is resized.
+      decoder_convolutions: 3x3 convolutions on the concatenation with the low-level features.
       dropout_rate: after ASPP.
       alignment: of all resizing, "align_corners" (TensorFlow's release) or "half_pixel".
       aux_tap: the backbone's tap of an auxiliary head with logits `aux/backbone`; "" for none.
@@ -131,8 +149,10 @@ def build(
       A module, `module.apply(variables, image, train)`.
 
     Raises:
-      JaxsegError: unknown backbone or option, impossible output stride.
+      JaxsegError: unknown backbone or option, impossible output stride, negative numbers of convolutions.
     """
+    if min(encoder_convolutions, decoder_convolutions) < 0:
+        raise JaxsegError("deeplab_v3plus: encoder_convolutions and decoder_convolutions must not be negative.")
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3plus")
     norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
     fixed: dict[str, Any] = {
@@ -150,8 +170,17 @@ def build(
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3plus")
     return DeepLabV3Plus(
         backbone=extractor,
-        aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, **shared),
-        decoder=Decoder(decoder_channels, low_level_channels, separable, alignment, **shared),
+        aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, depthwise_norm, **shared),
+        decoder=Decoder(
+            decoder_channels,
+            low_level_channels,
+            separable,
+            depthwise_norm,
+            encoder_convolutions,
+            decoder_convolutions,
+            alignment,
+            **shared,
+        ),
         num_classes=num_classes,
         low_level=low_level,
         deepest=f"s{output_stride}",

@@ -2,6 +2,8 @@
 
 Differences from the paper: of its five heads (scene, object, part, material, texture) this is the one for objects, as
 in the authors' network for ADE20K; pooling is adaptive average pooling, where the paper's code crops with PrRoIPool.
+Variant: segmentation_models_pytorch puts a layer norm on each of the backbone's maps and resizes pooled maps after
+their convolution: `feature_norm=True, pool_resize_first=False, logits_alignment="align_corners"`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +57,9 @@ class UPerNet(nn.Module):
     num_classes: int
     dropout_rate: float = 0.0
     aux: AuxiliaryHead | None = None
+    feature_norm: bool = False
     alignment: str = "half_pixel"
+    logits_alignment: str = "half_pixel"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -64,7 +68,7 @@ class UPerNet(nn.Module):
         check_image(image, model="upernet")
         size = image.shape[-3:-1]
         features = self.backbone(image.astype(self.dtype), train)
-        *levels, deepest = (features[name] for name in LEVELS)
+        *levels, deepest = (self._level(features, i) for i in range(len(LEVELS)))
         top = self.bottleneck(self.pooling(deepest, train), train)
         maps = self.pyramid(levels, top, train)
         finest = maps[0].shape[-3:-1]
@@ -74,10 +78,17 @@ class UPerNet(nn.Module):
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         outputs = taps_of(features) | {f"pyramid{i + 1}": m for i, m in enumerate(maps)}
         outputs |= {"fusion": fused, "low_logits": low_logits}
-        outputs["logits"] = resize(low_logits, size, alignment=self.alignment)
+        outputs["logits"] = resize(low_logits, size, alignment=self.logits_alignment)
         if self.aux is not None:
             outputs["aux/backbone"] = self.aux(features, size, train)
         return outputs
+
+    def _level(self, features: dict[str, jax.Array], i: int) -> jax.Array:
+        """The backbone's map for a level, with its layer norm over channels where there is one."""
+        if not self.feature_norm:
+            return features[LEVELS[i]]
+        norm = nn.LayerNorm(1e-6, use_fast_variance=False, dtype=self.dtype, name=f"feature_norm{i + 1}")
+        return norm(features[LEVELS[i]])
 
 
 def build(
@@ -89,7 +100,10 @@ def build(
     pyramid_channels: int = 512,
     fpn_channels: int = 512,
     dropout_rate: float = 0.0,
+    feature_norm: bool = False,
+    pool_resize_first: bool = True,
     alignment: str = "half_pixel",
+    logits_alignment: str = "",
     aux_tap: str = "",
     aux_channels: int = 256,
     norm_momentum: float = 0.9,
@@ -110,7 +124,10 @@ def build(
       pyramid_channels: channels of each of them.
       fpn_channels: channels of the feature pyramid; 512, or 256 ("upernet_lite").
       dropout_rate: before the classifiers; the authors use none.
+      feature_norm: layer norm over the channels of each of the backbone's maps, epsilon 1e-6.
+      pool_resize_first: resize the pooled maps before their 1x1 convolutions (the authors) or after them.
       alignment: of all resizing; the authors' is "half_pixel".
+      logits_alignment: of the last resize, to the image's size; "" as `alignment`.
       aux_tap: the backbone's tap of an auxiliary head; "" for none.
       aux_channels: its hidden channels.
       norm_momentum: of every batch norm.
@@ -139,13 +156,15 @@ def build(
     )
     return UPerNet(
         backbone=trunk,
-        pooling=PyramidPooling(pyramid_channels, tuple(bins), alignment, resize_first=True, **shared),
+        pooling=PyramidPooling(pyramid_channels, tuple(bins), alignment, pool_resize_first, **shared),
         bottleneck=ConvNorm(fpn_channels, 3, **shared),
         pyramid=FeaturePyramid(fpn_channels, alignment, **shared),
         fusion=ConvNorm(fpn_channels, 3, **shared),
         num_classes=num_classes,
         dropout_rate=dropout_rate,
         aux=AuxiliaryHead(num_classes, aux_tap, aux_channels, dropout_rate, alignment, **shared) if aux_tap else None,
+        feature_norm=feature_norm,
         alignment=alignment,
+        logits_alignment=logits_alignment or alignment,
         dtype=dtype,
     )

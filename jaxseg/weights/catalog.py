@@ -96,6 +96,15 @@ CATALOG: dict[str, Entry] = {
     "torchvision/deeplabv3_mobilenet_v3_large.COCO_WITH_VOC_LABELS_V1": _torchvision(
         "deeplabv3_mobilenet_v3_large-fc3c493d.pth", "torchvision_deeplab_v3_mobilenet_v3"
     ),
+    "torchvision/fcn_resnet50.COCO_WITH_VOC_LABELS_V1": _torchvision(
+        "fcn_resnet50_coco-1167a1af.pth", "torchvision_fcn_resnet"
+    ),
+    "torchvision/fcn_resnet101.COCO_WITH_VOC_LABELS_V1": _torchvision(
+        "fcn_resnet101_coco-7ecb50ca.pth", "torchvision_fcn_resnet"
+    ),
+    "torchvision/lraspp_mobilenet_v3_large.COCO_WITH_VOC_LABELS_V1": _torchvision(
+        "lraspp_mobilenet_v3_large-d234d4ea.pth", "torchvision_lraspp"
+    ),
     "timm/resnet18.a1_in1k": _timm("v0.1-rsb-weights", "resnet18_a1_0-d63eafa0.pth", "torchvision_resnet"),
     "timm/resnet34.a1_in1k": _timm("v0.1-rsb-weights", "resnet34_a1_0-46f8f793.pth", "torchvision_resnet"),
     "timm/resnet50.a1_in1k": _timm("v0.1-rsb-weights", "resnet50_a1_0-14fe96d1.pth", "torchvision_resnet"),

@@ -12,13 +12,21 @@ from jaxseg.backbones.densenet import build_densenet
 from jaxseg.backbones.mobilenet_v3 import build_mobilenet_v3
 from jaxseg.backbones.resnet import build_resnet
 from jaxseg.core.names import known_names, resolve
-from jaxseg.models import deeplab_v3
+from jaxseg.models import deeplab_v3, deeplab_v3plus, fcn_resnet, lraspp, unet_encoder, upernet
 from jaxseg.weights import rules
 from jaxseg.weights.expectations import differences
 
 DEEPLAB_V3 = {"output_stride": 8, "head_convolution": True, "alignment": "half_pixel", "aux_tap": "stage3"}
 LITE = DEEPLAB_V3 | {"backbone": "mobilenet_v3_large", "aspp_rates": (12, 24, 36), "output_stride": 16}
 LITE |= {"aux_tap": "c2", "aux_channels": 10}
+TORCH_MOBILENET_V2 = {"padding": "torch", "norm_epsilon": 1e-5, "last_convolution": True}
+SMP_DEEPLAB_V3 = {"backbone": "resnet34", "output_stride": 8, "head_convolution": True}
+SMP_DEEPLAB_V3 |= {"alignment": "align_corners", "backbone_options": {"dilate_first_unit": True}}
+SMP_DEEPLAB_V3PLUS = {"aspp_rates": (12, 24, 36), "separable": True, "depthwise_norm": False}
+SMP_DEEPLAB_V3PLUS |= {"encoder_convolutions": 1, "decoder_convolutions": 1}
+SMP_DEEPLAB_V3PLUS |= {"backbone_options": {"dilate_first_unit": True}}
+SMP_UPERNET = {"feature_norm": True, "pool_resize_first": False, "logits_alignment": "align_corners"}
+SMP_UPERNET |= {"pyramid_channels": 256, "fpn_channels": 256, "backbone_options": {"stem": "conv7"}}
 NETWORKS = {
     "torchvision_resnet": [functools.partial(build_resnet, depth) for depth in (18, 50)],
     "torchvision_mobilenet_v2": [
@@ -30,6 +38,19 @@ NETWORKS = {
     "torchvision_vgg16": [functools.partial(vgg16.build, batch_norm=norm) for norm in (False, True)],
     "torchvision_deeplab_v3_mobilenet_v3": [functools.partial(deeplab_v3.build, num_classes=21, **LITE)],
     "torchvision_deeplab_v3": [functools.partial(deeplab_v3.build, num_classes=21, **DEEPLAB_V3)],
+    "torchvision_lraspp": [functools.partial(lraspp.build, num_classes=21)],
+    "torchvision_fcn_resnet": [
+        functools.partial(fcn_resnet.build, num_classes=21, aux_tap=tap) for tap in ("", "stage3")
+    ],
+    "smp_unet": [functools.partial(unet_encoder.build, num_classes=2, backbone=f"resnet{n}") for n in (18, 50)],
+    "smp_unet_mobilenet_v2": [
+        functools.partial(
+            unet_encoder.build, num_classes=2, backbone="mobilenet_v2", backbone_options=TORCH_MOBILENET_V2
+        )
+    ],
+    "smp_deeplab_v3": [functools.partial(deeplab_v3.build, num_classes=2, **SMP_DEEPLAB_V3)],
+    "smp_deeplab_v3plus": [functools.partial(deeplab_v3plus.build, num_classes=2, **SMP_DEEPLAB_V3PLUS)],
+    "smp_upernet": [functools.partial(upernet.build, num_classes=2, **SMP_UPERNET)],
 }
 """Table -> the networks that it serves, built as it expects them."""
 
