@@ -96,8 +96,8 @@ def bootstrapped_cross_entropy(
       TypeError, ValueError: as `cross_entropy`; fraction or pixels is out of its range, or both are given.
 
     Reference: Wu et al., arXiv 1605.06885 (a fixed number of pixels); Pohlen et al., arXiv 1611.08323, section on
-    training (the K lowest probabilities of an image). Differences: Wu et al. also keep every pixel below a probability, see
-    `ohem_cross_entropy`.
+    training (the K lowest probabilities of an image). Differences: Wu et al. also keep every pixel below a
+    probability, see `ohem_cross_entropy`.
     """
     share = _checked_share(fraction, pixels)
     logits, labels, where = checked_inputs(logits, labels, where)

@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxseg.core.names import call_with_options, resolve
 from jaxseg.core.types import Outputs
 from jaxseg.layers.aspp import ASPP
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
 from jaxseg.layers.heads import AuxiliaryHead, rates_at
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
+from jaxseg.layers.trunk import make_trunk, taps_of
 from jaxseg.ops.resize import resize
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -45,7 +45,7 @@ class DeepLabV3(nn.Module):
         encoded = self.aspp(features[self.deepest], train)
         x = encoded if self.head is None else self.head(encoded, train)
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
-        outputs = {f"backbone/{name}": value for name, value in features.items()}
+        outputs = taps_of(features)
         outputs |= {"aspp": encoded, "low_logits": low_logits}
         outputs["logits"] = resize(low_logits, size, alignment=self.alignment)
         if self.aux is not None:
@@ -105,21 +105,19 @@ def build(
       JaxsegError: unknown backbone or option, impossible output stride.
     """
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3")
-    norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
-    fixed: dict[str, Any] = {
-        "output_stride": output_stride,
-        "norm_momentum": norm_momentum,
-        "freeze_norm": freeze_norm or freeze_backbone_norm,
-        "remat": remat,
-        "dtype": dtype,
-    }
-    extractor = call_with_options(
-        resolve("backbones", backbone), dict(backbone_options or {}), where="config.model.backbone_options", **fixed
+    trunk = make_trunk(
+        backbone,
+        backbone_options,
+        output_stride=output_stride,
+        norm_momentum=norm_momentum,
+        freeze_norm=freeze_norm or freeze_backbone_norm,
+        remat=remat,
+        dtype=dtype,
     )
-    shared: dict[str, Any] = {"norm": norm, "dtype": dtype}
+    shared: dict[str, Any] = {"norm": NormOptions(norm_momentum, norm_epsilon, freeze_norm), "dtype": dtype}
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3")
     return DeepLabV3(
-        backbone=extractor,
+        backbone=trunk,
         aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, **shared),
         num_classes=num_classes,
         deepest=f"s{output_stride}",

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.core.names import call_with_options, resolve
 from jaxseg.core.types import Outputs
 from jaxseg.layers.aspp import ASPP
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal, separable_or_plain
 from jaxseg.layers.heads import AuxiliaryHead, check_tap, rates_at
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
+from jaxseg.layers.trunk import make_trunk, taps_of
 from jaxseg.ops.resize import resize
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -37,10 +37,10 @@ class Decoder(nn.Module):
     features: int = 256
     low_level_features: int = 48
     separable: bool = False
+    alignment: str = "align_corners"
     depthwise_norm: bool = True
     before: int = 0
     after: int = 2
-    alignment: str = "align_corners"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
@@ -83,7 +83,7 @@ class DeepLabV3Plus(nn.Module):
         decoded = self.decoder(encoded, features[self.low_level], train)
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")
         logits = resize(classifier(decoded), size, alignment=self.alignment)
-        outputs = {f"backbone/{name}": value for name, value in features.items()}
+        outputs = taps_of(features)
         outputs |= {"logits": logits, "aspp": encoded, "decoder": decoded}
         if self.aux is not None:
             outputs["aux/backbone"] = self.aux(features, size, train)
@@ -154,31 +154,28 @@ def build(
     if min(encoder_convolutions, decoder_convolutions) < 0:
         raise JaxsegError("deeplab_v3plus: encoder_convolutions and decoder_convolutions must not be negative.")
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="deeplab_v3plus")
-    norm = NormOptions(norm_momentum, norm_epsilon, freeze_norm)
-    fixed: dict[str, Any] = {
-        "output_stride": output_stride,
-        "norm_momentum": norm_momentum,
-        "freeze_norm": freeze_norm or freeze_backbone_norm,
-        "remat": remat,
-        "dtype": dtype,
-    }
-    options = dict(backbone_options or {})
-    extractor = call_with_options(
-        resolve("backbones", backbone), options, where="config.model.backbone_options", **fixed
+    trunk = make_trunk(
+        backbone,
+        backbone_options,
+        output_stride=output_stride,
+        norm_momentum=norm_momentum,
+        freeze_norm=freeze_norm or freeze_backbone_norm,
+        remat=remat,
+        dtype=dtype,
     )
-    shared: dict[str, Any] = {"norm": norm, "dtype": dtype}
+    shared: dict[str, Any] = {"norm": NormOptions(norm_momentum, norm_epsilon, freeze_norm), "dtype": dtype}
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3plus")
     return DeepLabV3Plus(
-        backbone=extractor,
+        backbone=trunk,
         aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, depthwise_norm, **shared),
         decoder=Decoder(
             decoder_channels,
             low_level_channels,
             separable,
+            alignment,
             depthwise_norm,
             encoder_convolutions,
             decoder_convolutions,
-            alignment,
             **shared,
         ),
         num_classes=num_classes,

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.core.names import call_with_options, resolve
 from jaxseg.layers.conv_norm import ConvNorm, he_normal
 from jaxseg.layers.heads import rates_at
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.layers.trunk import make_trunk
 from jaxseg.models.deeplab_v3plus import OUTPUT_STRIDES, Decoder, DeepLabV3Plus
 from jaxseg.ops.conv import conv
 
@@ -117,10 +117,9 @@ def build(
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="ksac")
     if fuse not in FUSIONS or not rates:
         raise JaxsegError(f"ksac: fuse = {fuse!r} is one of {', '.join(FUSIONS)}; rates = {tuple(rates)} at least one.")
-    extractor = call_with_options(
-        resolve("backbones", backbone),
-        dict(backbone_options or {}),
-        where="config.model.backbone_options",
+    trunk = make_trunk(
+        backbone,
+        backbone_options,
         output_stride=output_stride,
         norm_momentum=norm_momentum,
         freeze_norm=freeze_norm or freeze_backbone_norm,
@@ -130,9 +129,9 @@ def build(
     shared: dict[str, Any] = {"norm": NormOptions(norm_momentum, norm_epsilon, freeze_norm), "dtype": dtype}
     scaled = rates_at(rates, output_stride, model="ksac")
     return DeepLabV3Plus(
-        backbone=extractor,
+        backbone=trunk,
         aspp=KSAC(channels, scaled, fuse, dropout_rate, **shared),
-        decoder=Decoder(decoder_channels, low_level_channels, separable, alignment, **shared),
+        decoder=Decoder(decoder_channels, low_level_channels, separable, alignment=alignment, **shared),
         num_classes=num_classes,
         low_level=low_level,
         deepest=f"s{output_stride}",

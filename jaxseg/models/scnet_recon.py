@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxseg.layers.norm import NormOptions
-from jaxseg.models.segnet import ENCODER, SegNet, check_stages
+from jaxseg.models.segnet import ENCODER, SegNet, Stages, check_stages
 
 DECODER = ((512,), (256,), (128,), (64,), (64,))
 
@@ -51,15 +51,16 @@ def build(
     Raises:
       JaxsegError: an unknown unpooling, or stages that do not fit each other.
     """
-    encoder, decoder = tuple(map(tuple, encoder)), tuple(map(tuple, decoder))
-    check_stages(encoder, decoder, unpooling, model="scnet_recon")
+    encoder_stages: Stages = tuple(map(tuple, encoder))
+    decoder_stages: Stages = tuple(map(tuple, decoder))
+    check_stages(encoder_stages, decoder_stages, unpooling, model="scnet_recon")
     return SegNet(
         num_classes=num_classes,
-        encoder=encoder,
-        decoder=decoder,
+        encoder=encoder_stages,
+        decoder=decoder_stages,
         unpooling=unpooling,
         dropout_rate=dropout_rate,
-        dropout_from=len(encoder) - 2,
+        dropout_from=len(encoder_stages) - 2,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),
         remat=remat,
         dtype=dtype,

@@ -167,12 +167,13 @@ def build(
     Raises:
       JaxsegError: an unknown unpooling, or stages that do not fit each other.
     """
-    encoder, decoder = tuple(map(tuple, encoder)), tuple(map(tuple, decoder))
-    check_stages(encoder, decoder, unpooling, model="segnet")
+    encoder_stages: Stages = tuple(map(tuple, encoder))
+    decoder_stages: Stages = tuple(map(tuple, decoder))
+    check_stages(encoder_stages, decoder_stages, unpooling, model="segnet")
     return SegNet(
         num_classes=num_classes,
-        encoder=encoder,
-        decoder=decoder,
+        encoder=encoder_stages,
+        decoder=decoder_stages,
         unpooling=unpooling,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),
         remat=remat,

@@ -83,8 +83,8 @@ def make_schedule(options: Mapping[str, Any], total_steps: int) -> Schedule:
     During the first `warmup_steps` the rate is `schedule(step) * (step + 1) / warmup_steps`.
 
     Args:
-      options: `name` (poly, cosine, constant, step, exponential), `base`, optional `warmup_steps`, and the schedule's own
-        options.
+      options: `name` (poly, cosine, constant, step, exponential), `base`, optional `warmup_steps`, and the schedule's
+        own options.
       total_steps: length of the run.
     """
     options = dict(options)
