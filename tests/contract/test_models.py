@@ -18,6 +18,12 @@ RESNET = {"backbone": "resnet18", "backbone_options": {"width": 4}}
 ASPP = MOBILE | {"aspp_channels": 8}
 # Name in a test -> name of the model and its narrow options.
 MODELS: dict[str, tuple[str, dict]] = {
+    "deeplab_v1": (
+        "deeplab_v1",
+        {"backbone_options": {"width": 4}, "fc_channels": 8, "multi_scale": True, "scale_channels": 4},
+    ),
+    "deeplab_v2": ("deeplab_v2", RESNET | {"scales": (1.0, 0.5)}),
+    "dilation": ("dilation", {"backbone_options": {"width": 4}, "fc_channels": 8}),
     "deeplab_v3": ("deeplab_v3", ASPP),
     "deeplab_v3plus": ("deeplab_v3plus", ASPP | {"decoder_channels": 8, "low_level_channels": 8}),
     "fcn": ("fcn", {"backbone_options": {"width": 8}, "fc_channels": 32, "deconvolution": "depthwise"}),
@@ -106,6 +112,7 @@ def test_logits_at_the_inputs_size(name, shape):
     assert np.isfinite(logits).all() and np.ptp(logits) > 0
 
 
+@pytest.mark.slow
 @EVERY
 def test_eager_shapes_leading_dimensions_and_vmap_agree(name):
     v, x = variables(name), images(2, side(name, 33), side(name, 18), 3)
@@ -141,6 +148,7 @@ def test_gradients_reach_every_parameter(name):
     assert all(moved) or not any(moved)  # frozen norms do not move
 
 
+@pytest.mark.slow
 @EVERY
 def test_bfloat16_is_near_float32(name):
     v, x = variables(name), images(2, side(name, 33), side(name, 40), 3)
@@ -152,6 +160,7 @@ def test_bfloat16_is_near_float32(name):
     assert float(difference) < ROUGH.get(name, 0.05)
 
 
+@pytest.mark.slow
 @EVERY
 def test_two_devices_agree_with_one(name):
     v, x = variables(name), images(4, side(name, 33), side(name, 18), 3)
