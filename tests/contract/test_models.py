@@ -54,7 +54,8 @@ SMALLEST: dict[str, int] = {"tiramisu": 4}
 # Parts of a parameter's path that have no gradient on purpose.
 FROZEN: dict[str, str] = {}
 # Models whose loss at bfloat16 differs more: relative difference of the logits.
-ROUGH: dict[str, float] = {}
+# Maxima that are nearly equal change places, and unpooling puts the value elsewhere: 0.08, and 0.004 without indices.
+ROUGH: dict[str, float] = {"scnet_recon": 0.15}
 CLASSES = 5
 EVERY = pytest.mark.parametrize("name", MODELS)
 DEEPLABS = pytest.mark.parametrize("name", ["deeplab_v3", "deeplab_v3plus"])
