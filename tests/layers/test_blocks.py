@@ -65,6 +65,16 @@ def test_separable_is_depthwise_then_pointwise():
     np.testing.assert_allclose(layer.apply(v, x, False), expected, atol=1e-5)
 
 
+def test_separable_without_a_norm_between_is_one_linear_map_before_its_own():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 5, 3))
+    layer = SeparableConvNorm(4, dilation=2, activation=None, depthwise_norm=False)
+    v = layer.init(jax.random.key(1), x, False)
+    assert set(v["params"]["depthwise"]) == {"kernel"} and set(v["batch_stats"]) == {"pointwise"}
+    depthwise = Conv(3, 3, dilation=2, groups=3).apply({"params": v["params"]["depthwise"]}, x)
+    expected = np.asarray(depthwise) @ np.asarray(v["params"]["pointwise"]["conv"]["kernel"][0, 0])
+    np.testing.assert_allclose(layer.apply(v, x, False), expected * (1 + 1e-5) ** -0.5, atol=1e-5)
+
+
 def branch(v, name, x, dilation=1):
     kernel = v["params"][name]["conv"]["kernel"]
     y = Conv(kernel.shape[-1], kernel.shape[0], dilation=dilation).apply({"params": {"kernel": kernel}}, x)

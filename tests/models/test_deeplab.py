@@ -149,6 +149,11 @@ def test_errors_of_build(module):
         module.build(num_classes=3, aspp_rates=(0,))
 
 
+def test_a_negative_number_of_convolutions():
+    with pytest.raises(JaxsegError, match="encoder_convolutions"):
+        deeplab_v3plus.build(num_classes=3, encoder_convolutions=-1)
+
+
 def test_unknown_tap_lists_the_near_ones():
     model = deeplab_v3plus.build(num_classes=3, backbone="mobilenet_v2", low_level="s4_depth")
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
