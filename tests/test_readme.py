@@ -77,3 +77,10 @@ def test_every_loss_and_metric_is_on_its_page(package):
     page = (REPOSITORY / "docs" / f"{package}.md").read_text(encoding="utf-8")
     modules = {name: importlib.import_module(f"jaxseg.{package}.{name}") for name in known_names(package)}
     assert [name for name, module in modules.items() if hasattr(module, "build") and f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("package", ["models", "backbones"])
+def test_every_model_and_backbone_is_on_its_page(package):
+    page = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+    modules = {name: importlib.import_module(f"jaxseg.{package}.{name}") for name in known_names(package)}
+    assert [name for name, module in modules.items() if hasattr(module, "build") and f"`{name}`" not in page] == []

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import tempfile
 import time
 
 from tests.benchmarks.losses_and_metrics import versions
+
+COMMAND = ("python", "-m", "tests.benchmarks.architectures")
 
 
 def cost(name, classes):
@@ -69,7 +72,7 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     result = {
-        "command": "python -m tests.benchmarks.architectures " + " ".join(sys.argv[1:]),
+        "command": shlex.join([*COMMAND, arguments.result.name, *(a for a in sys.argv[1:] if a.startswith("-"))]),
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),

@@ -12,11 +12,13 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 
+COMMAND = ("python", "-m", "tests.benchmarks.losses_and_metrics")
 PARTS = ("losses", "distance", "counting")
 
 
@@ -171,7 +173,7 @@ def main():
         arguments.result.write_text(json.dumps(found))
         return
     result = {
-        "command": "python -m tests.benchmarks.losses_and_metrics " + " ".join(sys.argv[1:]),
+        "command": shlex.join([*COMMAND, arguments.result.name, *(a for a in sys.argv[1:] if a.startswith("-"))]),
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
