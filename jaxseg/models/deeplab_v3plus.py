@@ -165,23 +165,19 @@ def build(
     )
     shared: dict[str, Any] = {"norm": NormOptions(norm_momentum, norm_epsilon, freeze_norm), "dtype": dtype}
     rates = rates_at(aspp_rates, output_stride, model="deeplab_v3plus")
+    aux = AuxiliaryHead(num_classes, aux_tap, aux_channels, dropout_rate, alignment, **shared) if aux_tap else None
     return DeepLabV3Plus(
         backbone=trunk,
         aspp=ASPP(aspp_channels, rates, separable, image_pooling, dropout_rate, depthwise_norm, **shared),
         decoder=Decoder(
-            decoder_channels,
-            low_level_channels,
-            separable,
-            alignment,
-            depthwise_norm,
-            encoder_convolutions,
-            decoder_convolutions,
+            *(decoder_channels, low_level_channels, separable, alignment, depthwise_norm),
+            *(encoder_convolutions, decoder_convolutions),
             **shared,
         ),
         num_classes=num_classes,
         low_level=low_level,
         deepest=f"s{output_stride}",
-        aux=AuxiliaryHead(num_classes, aux_tap, aux_channels, dropout_rate, alignment, **shared) if aux_tap else None,
+        aux=aux,
         alignment=alignment,
         dtype=dtype,
     )

@@ -73,17 +73,17 @@ def side(name, pixels):
 
 @functools.cache
 def variables(name):
-    """Variables without zeros and ones: a bias, a norm or a head that is ignored shows."""
+    """Variables without zeros and ones: a bias, a norm or a head that is ignored shows. `init` would compile long."""
     model, pixels = build(name), side(name, 32)
-    v = jax.jit(lambda k: model.init(k, jnp.zeros((1, pixels, pixels, 3)), False))(jax.random.key(0))
-    return {"batch_stats": {}} | {name: shaken(tree, seed) for seed, (name, tree) in enumerate(sorted(v.items()))}
+    shapes = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, pixels, pixels, 3)), False), jax.random.key(0))
+    rng = np.random.default_rng(0)
 
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+        return rng.uniform(0, 0.1, leaf.shape).astype(np.float32) + np.float32(path[-1].key in ("scale", "var"))
 
-def shaken(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.uniform(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+    return {"batch_stats": {}} | jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def images(*shape, seed=0):
@@ -105,7 +105,7 @@ def test_every_model_is_here():
 
 
 @EVERY
-@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 2, 47, 3), (3, 33, 18, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (3, 33, 18, 3)])
 def test_logits_at_the_inputs_size(name, shape):
     shape = (shape[0], side(name, shape[1]), side(name, shape[2]), 3)
     logits = forward(name)(variables(name), images(*shape))["logits"]
@@ -126,6 +126,7 @@ def test_eager_shapes_leading_dimensions_and_vmap_agree(name):
     assert relative(mapped, expected) < 1e-4
 
 
+@pytest.mark.slow
 @EVERY
 def test_gradients_reach_every_parameter(name):
     v, x = variables(name), images(4, side(name, 33), side(name, 40), 3)

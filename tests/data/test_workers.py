@@ -85,6 +85,9 @@ def test_closing_ends_the_workers(trainer):
     started = children(trainer.pid)
     _, errors = trainer.communicate(timeout=30)
     assert (trainer.returncode, errors) == (0, "")
+    ended = time.monotonic() + 20  # a process that is told to end needs a moment on a busy machine
+    while any(running(pid) for pid in started) and time.monotonic() < ended:
+        time.sleep(0.05)
     assert not [pid for pid in started if running(pid)]
 
 
