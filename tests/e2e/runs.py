@@ -35,7 +35,11 @@ def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:
 def finish(arguments: list[str], log: pathlib.Path, expect: int = 0) -> str:
     """Runs a command to its end, checks its exit status and returns what it printed."""
     process = start(arguments, log)
-    status = process.wait(timeout=400)
+    try:
+        status = process.wait(timeout=1200)  # a minute where the machine does nothing else
+    finally:
+        process.kill()
+        process.wait()
     text = log.read_text(errors="replace")
     assert status == expect, f"exit status {status}, expected {expect}:\n{text[-4000:]}"
     return text

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.runs import command, finish
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MISTAKES = {
     "config key": (["--config.train.totl_steps=3"], "total_steps"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.runs import command, finish, losses, start
 
-pytestmark = [pytest.mark.slow, pytest.mark.data]
+pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(1800)]  # eight runs, one after another
 REAL = "tests/e2e/tiny.py:camvid"
 
 
@@ -27,6 +27,7 @@ def two_processes(workdir, *flags):
         assert second.wait(timeout=60) == 0, (workdir / "log.1").read_text()[-4000:]
     finally:
         second.kill()
+        second.wait()
 
 
 def test_losses_and_confusion_counts_do_not_depend_on_devices_or_processes(tmp_path):

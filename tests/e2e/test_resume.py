@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.runs import assert_same_run, command, finish, metrics, start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 30
 
 
