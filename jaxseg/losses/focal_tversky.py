@@ -1,19 +1,16 @@
 """Focal Tversky loss (Abraham and Khan, arXiv 1810.07842)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
-from jaxseg.losses.overlap import (
-    Classes,
-    error_ratio,
-    overlap_counts,
-    region_loss,
-    region_values,
-)
+from jaxseg.losses.overlap import Classes, region_loss
 from jaxseg.losses.reduction import Loss
+from jaxseg.losses.tversky import tversky
 
 
 def build(
@@ -107,9 +104,7 @@ def focal_tversky(
     Reference: Abraham and Khan, arXiv 1810.07842, equation 4.
     Differences: their equation 3 gives alpha = .7 to the false negatives, which here is `beta`; it has no `smooth`.
     """
-    overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image)
-    error = alpha * overlap.false_positive + beta * overlap.false_negative
-    loss = error_ratio(error, overlap.true_positive, smooth)
-    right = loss == 0  # masked before the power, whose slope there is infinite
-    loss = jnp.where(right, 0.0, jnp.where(right, 1.0, loss) ** (1 / gamma))
-    return region_values(loss, overlap, classes)
+    choices: dict[str, Any] = {"per_image": per_image, "classes": classes, "activation": activation}
+    loss = tversky(logits, labels, where=where, alpha=alpha, beta=beta, smooth=smooth, **choices)
+    right = loss == 0  # masked before the power, whose slope there is infinite; so is what takes no part
+    return jnp.where(right, 0.0, jnp.where(right, 1.0, loss) ** (1 / gamma))

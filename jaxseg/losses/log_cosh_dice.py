@@ -1,17 +1,14 @@
 """Log-cosh Dice loss (Jadon, arXiv 2006.14822)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.losses import options
-from jaxseg.losses.overlap import (
-    Classes,
-    error_ratio,
-    overlap_counts,
-    region_loss,
-    region_values,
-)
+from jaxseg.losses.dice import dice
+from jaxseg.losses.overlap import Classes, region_loss
 from jaxseg.losses.reduction import Loss
 
 
@@ -90,6 +87,6 @@ def log_cosh_dice(
     Reference: Jadon, arXiv 2006.14822, equation 19 and table III.
     Differences: the paper takes one region and smooth = 1.
     """
-    overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image, squared=squared)
-    loss = error_ratio(overlap.error, 2 * overlap.true_positive, smooth)
-    return region_values(jnp.log(jnp.cosh(loss)), overlap, classes)
+    choices: dict[str, Any] = {"per_image": per_image, "classes": classes, "activation": activation}
+    loss = dice(logits, labels, where=where, smooth=smooth, squared=squared, **choices)
+    return jnp.log(jnp.cosh(loss))  # 0 where a region takes no part, as Dice is

@@ -23,7 +23,8 @@ def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         # Opened here: where the archive is broken, np.load leaves the file that it opened itself open.
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
-                _check_size(path, zipfile.ZipFile(file))
+                with zipfile.ZipFile(file) as listing:
+                    _check_size(path, listing)
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
