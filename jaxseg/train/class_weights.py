@@ -42,7 +42,9 @@ def _weights(key: str, path: str, info: DatasetInfo) -> tuple[float, ...]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = [str(p) for p in sorted(file.parent.glob("*.json"))] if file.parent.is_dir() else []
-        raise JaxsegError(f"{said}: there is no such file. {close_matches(path, known)} {HOW}") from error
+        raise JaxsegError(
+            f"{said}: there is no such file. {close_matches(path, known) + ' ' if known else ''}{HOW}"
+        ) from error
     except OSError as error:
         raise JaxsegError(f"{said} cannot be read: {error.strerror}.") from error
     except ValueError as error:  # not UTF-8, or not JSON

@@ -35,16 +35,17 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
       NonFiniteLossError: the loss became NaN or infinite.
     """
     config = run.config
+    # All that a config can get wrong comes first: a mistyped name must not make the folder another run's.
+    training, evaluate = make_training(run), make_evaluation(run, observers)
     # Class weights as numbers: a run whose file of weights changes is another run.
     claim(workdir, config.to_dict() | {"loss": read_class_weights(config.loss.to_dict(), run.info)})
-    training = make_training(run)
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
         state, start = restore_or_place(store, training, run, batches)
         batches.start_prefetch()
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
-        state, metrics = run_steps(run, training.step, state, start, batches, store, observers)
+        state, metrics = run_steps(run, training.step, evaluate, state, start, batches, store, observers)
         store.wait()
         summary = {"step": config.train.total_steps, "best_step": store.pick("best"), **metrics}
         notify(observers, "on_end", summary)
@@ -54,6 +55,7 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
 def run_steps(
     run: Run,
     train_step: Callable[..., Any],
+    evaluate: Callable[[TrainState, int], dict[str, float]],
     state: TrainState,
     start: int,
     batches: Any,
@@ -62,7 +64,7 @@ def run_steps(
 ) -> tuple[TrainState, dict[str, float]]:
     """Steps `start + 1` to `total_steps`: input, update, log, evaluate, save. Returns the last state and evaluation."""
     config, total = run.config, run.config.train.total_steps
-    evaluate, meter, before = make_evaluation(run, observers), Meter(config.train.batch_size), None
+    meter, before = Meter(config.train.batch_size), None
     if start >= total:
         return state, evaluate(state, start)
     with StopRequest() as stop:

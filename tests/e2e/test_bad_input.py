@@ -69,3 +69,15 @@ def test_a_work_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     text = finish(command(tmp_path / "file" / "run"), tmp_path / "log", expect=2)
     assert str(tmp_path / "file") in text and "Correct the path" in text and "Traceback" not in text
+
+
+def test_a_mistyped_loss_does_not_keep_the_work_directory(tmp_path):
+    """The run is refused before it claims the folder: the corrected config starts there."""
+    config = tmp_path / "typo.py"
+    config.write_text(
+        "from tests.e2e.tiny import get_config as tiny\n\n\n"
+        "def get_config(arg=None):\n    config = tiny()\n    config.loss = {'cross_entropi': 1.0}\n    return config\n"
+    )
+    text = finish(command(tmp_path / "run", config=str(config)), tmp_path / "log", expect=2)
+    assert "Did you mean cross_entropy" in text
+    assert not (tmp_path / "run" / "config.json").exists()
