@@ -22,6 +22,9 @@ Pads = tuple[Pair, Pair]
 Padding = str | Sequence[Sequence[int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# As many groups or fewer are convolved one by one: XLA gathers the whole batch on every device for a grouped
+# convolution, and its CPU code for it is slow. AlexNet has two.
+FEW_GROUPS = 8
 
 
 def conv(
@@ -68,6 +71,10 @@ def conv(
         y = _pointwise(images, kernel, strides, pads, precision)
     elif groups > 1 and groups == c == kernel.shape[-1]:
         y = _depthwise(images, kernel, strides, pads, dilation, precision)
+    elif 1 < groups <= FEW_GROUPS:
+        dense = functools.partial(_stock, strides=strides, pads=pads, dilation=dilation, groups=1, precision=precision)
+        parts = zip(jnp.split(images, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+        y = jnp.concatenate([dense(*part) for part in parts], axis=-1)
     else:
         y = _stock(images, kernel, strides, pads, dilation, groups, precision)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])

@@ -15,6 +15,7 @@ from jaxseg.core.names import known_names, resolve
 
 MOBILE = {"backbone": "mobilenet_v2", "backbone_options": {"width": 0.1}}
 RESNET = {"backbone": "resnet18", "backbone_options": {"width": 4}}
+ALEXNET = {"backbone": "alexnet", "variant": "32s"}
 ASPP = MOBILE | {"aspp_channels": 8}
 # Name in a test -> name of the model and its narrow options.
 MODELS: dict[str, tuple[str, dict]] = {
@@ -27,6 +28,10 @@ MODELS: dict[str, tuple[str, dict]] = {
     "deeplab_v3": ("deeplab_v3", ASPP),
     "deeplab_v3plus": ("deeplab_v3plus", ASPP | {"decoder_channels": 8, "low_level_channels": 8}),
     "fcn": ("fcn", {"backbone_options": {"width": 8}, "fc_channels": 32, "deconvolution": "depthwise"}),
+    "fcn alexnet": (
+        "fcn",
+        ALEXNET | {"backbone_options": {"width": 12}, "fc_channels": 32, "deconvolution": "dense"},
+    ),
     "fcn_resnet": ("fcn_resnet", RESNET | {"aux_tap": "stage3"}),
     "gcn": ("gcn", RESNET | {"kernel_size": 3}),
     "pspnet": (

@@ -199,3 +199,40 @@ def test_fcn8s():
         theirs = network(image)
     ours = jax.jit(lambda v, x: module.apply(v, x, False)["logits"])(variables, channels_last(image))
     agree("model fcn 8s", "twin of the layer table", ours, theirs, 1e-4)
+
+
+class AlexNetTwin(nn.Module):
+    """FCN-AlexNet of an eighth of its width from the layer table: windows counted up, response norms, kernel 63."""
+
+    def __init__(self, classes):
+        super().__init__()
+        table = ((3, 12, 11, 4, 100, 1), (12, 32, 5, 1, 2, 2), (32, 48, 3, 1, 1, 1), (48, 48, 3, 1, 1, 2))
+        for i, sides in enumerate((*table, (48, 32, 3, 1, 1, 2)), start=1):
+            c, n, k, stride, pad, groups = sides
+            self.add_module(f"conv{i}", nn.Conv2d(c, n, k, stride, pad, groups=groups))
+        self.fc6, self.fc7, self.score_fr = nn.Conv2d(32, 24, 6), nn.Conv2d(24, 24, 1), nn.Conv2d(24, classes, 1)
+        self.upscore32 = nn.ConvTranspose2d(classes, classes, 63, 32, bias=False)
+
+    def forward(self, image):
+        x, norm = image, nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
+        for i in range(1, 6):
+            x = F.relu(getattr(self, f"conv{i}")(x))
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True) if i in (1, 2, 5) else x
+            x = norm(x) if i in (1, 2) else x
+        x = self.score_fr(F.relu(self.fc7(F.relu(self.fc6(x)))))
+        return self.upscore32(x)[:, :, 18 : 18 + image.shape[2], 18 : 18 + image.shape[3]]
+
+
+def test_fcn_alexnet():
+    torch.manual_seed(0)
+    network = AlexNetTwin(5)
+    options = {"backbone_options": {"width": 12}, "fc_channels": 24, "deconvolution": "dense"}
+    module = fcn.build(num_classes=5, variant="32s", backbone="alexnet", **options)
+    rules = [(r"^conv(\d)$", r"backbone/conv\1"), (r"^(fc\d)$", r"head/\1")]
+    variables = to_variables(network.state_dict(), rules, template_of(module))
+    # Values as large as Caffe's: the response norms divide by more than a rounding error.
+    image = 100 * torch_image(1, 3, 53, 70)
+    with torch.no_grad():
+        theirs = network(image)
+    ours = jax.jit(lambda v, x: module.apply(v, x, False)["logits"])(variables, channels_last(image))
+    agree("model fcn alexnet", "twin of the layer table", ours, theirs, 1e-4)

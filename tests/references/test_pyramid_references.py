@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxseg.models import tiramisu
+from jaxseg.models import gcn, pspnet, refinenet, tiramisu, upernet
 from tests.references.record import record_difference
 from tests.references.torch_variables import randomize, relative_difference, template_of, to_variables
 
 torch = pytest.importorskip("torch")
 torch_tiramisu = pytest.importorskip("tests.references.torch_tiramisu")
-nn, F = torch.nn, torch.nn.functional
+t = pytest.importorskip("tests.references.torch_pyramids")
 CLASSES, WIDTH = 5, 8
 TWIN = f"PyTorch {torch.__version__} twin from the layer table"
 RULES = [(r"\.", "/")]
@@ -49,3 +49,37 @@ def test_tiramisu_of_full_width_has_the_published_parameters(depth, count):
     network = torch_tiramisu.build(num_classes=11, layers=layers, growth_rate=growth_rate)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
     to_variables(network.state_dict(), RULES, template_of(tiramisu.build(num_classes=11, depth=depth)))
+
+
+BACKBONE = {"num_classes": CLASSES, "backbone": "resnet50", "backbone_options": {"width": WIDTH}}
+
+
+def test_pspnet():
+    torch.manual_seed(0)
+    module = pspnet.build(pyramid_channels=6, fusion_channels=12, aux_tap="stage3", aux_channels=6, **BACKBONE)
+    compare("pspnet", module, randomize(t.PSPNet(CLASSES, WIDTH, 6)), picture(), ("logits", "aux/backbone"))
+
+
+def test_upernet():
+    torch.manual_seed(0)
+    module = upernet.build(pyramid_channels=10, fpn_channels=10, **BACKBONE)
+    compare("upernet", module, randomize(t.UPerNet(CLASSES, WIDTH, 10)), picture())
+
+
+@pytest.mark.parametrize("kernel_size", [7, 15])
+def test_gcn(kernel_size):
+    torch.manual_seed(0)
+    module = gcn.build(kernel_size=kernel_size, **BACKBONE)
+    compare(f"gcn k{kernel_size}", module, randomize(t.GCN(CLASSES, WIDTH, kernel_size)), picture())
+
+
+@pytest.mark.parametrize(
+    "links, order, units",
+    [(2, "pool_conv", (3, 1, 1, 1)), (4, "pool_conv", (3, 3, 3, 3)), (4, "conv_pool", (1, 1, 1, 1))],
+)
+def test_refinenet(links, order, units):
+    torch.manual_seed(0)
+    options = {"features": (10, 10, 10, 20), "crp_blocks": links, "crp_order": order, "output_units": units}
+    module = refinenet.build(**options, **BACKBONE)
+    network = randomize(t.RefineNet(CLASSES, WIDTH, 10, links, order == "conv_pool", units))
+    compare(f"refinenet {links} poolings, {order}", module, network, picture())
