@@ -20,6 +20,7 @@ import time
 
 from tests.benchmarks.losses_and_metrics import versions
 
+CLASSES = {"shapes": 21, "camvid": 11}
 COMMAND = ("python", "-m", "tests.benchmarks.architectures")
 
 
@@ -43,10 +44,11 @@ def cost(name, classes):
     return sum(p.size for p in jax.tree.leaves(variables["params"])), compiled.cost_analysis()["flops"]
 
 
-def train(name, steps, workdir):
+def train(name, data, manual_dir, steps, workdir):
     """One run of the experiment; returns what its metrics file says."""
-    command = [sys.executable, "-m", "jaxseg.main", f"--config=experiments/architectures.py:{name}"]
+    command = [sys.executable, "-m", "jaxseg.main", f"--config=experiments/architectures.py:{name},{data}"]
     command += [f"--workdir={workdir}", f"--config.train.total_steps={steps}"]
+    command += [f"--config.data.manual_dir={manual_dir}"] if manual_dir else []
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
@@ -69,6 +71,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.architectures", description=__doc__)
     parser.add_argument("result", type=pathlib.Path)
     parser.add_argument("--names", default=",".join(NARROW))
+    parser.add_argument("--data", default="shapes", help="shapes or camvid")
+    parser.add_argument("--manual-dir", default="", help="where camvid is")
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     result = {
@@ -76,13 +80,14 @@ def main():
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
+        "data": arguments.data,
         "steps": arguments.steps,
         "networks": {},
     }
     for name in arguments.names.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            found = train(name, arguments.steps, pathlib.Path(folder) / name)
-        found["parameters"], found["flops"] = cost(name, 21)
+            found = train(name, arguments.data, arguments.manual_dir, arguments.steps, pathlib.Path(folder) / name)
+        found["parameters"], found["flops"] = cost(name, CLASSES[arguments.data])
         result["networks"][name] = found
         arguments.result.write_text(json.dumps(result, indent=1) + "\n")
         shown = f"{name:16} mIoU {found['miou_present']:.3f} {found['parameters'] / 1e6:6.2f} M parameters"
