@@ -5,6 +5,15 @@ from ml_collections import ConfigDict
 IMAGENET = {"image_mean": (123.675, 116.28, 103.53), "image_std": (58.395, 57.12, 57.375)}
 INCEPTION = {"image_mean": (127.5, 127.5, 127.5), "image_std": (127.5, 127.5, 127.5)}
 
+# --mode=bench, on train.batch_size images of data.crop_size_px; the parts are "train", "inference" and "input".
+BENCH = {
+    "parts": ("train", "inference"),
+    "steps": 10,
+    "warmup_steps": 3,
+    "input_batches": 20,
+    "torch_compile": False,
+}
+
 
 def defaults() -> ConfigDict:
     """A fresh config; units stand in the keys (`_steps`, `_px`)."""
@@ -38,6 +47,10 @@ def defaults() -> ConfigDict:
                 "total_steps": 30_000,
                 "log_every_steps": 50,
                 "accumulation_steps": 1,
+                # Memory: rows of the logits at full size that the loss holds at a time (64, say; 0: all), and whether
+                # the backward pass computes the network's stages again instead of keeping what is inside them.
+                "loss_block_rows": 0,
+                "remat": False,
                 "compute_dtype": "float32",
                 "ema_decay": 0.0,
                 "clip_norm": 0.0,
@@ -64,6 +77,7 @@ def defaults() -> ConfigDict:
                 "overlay_count": 4,
             },
             "checkpoint": {"every_steps": 1_000, "keep": 2},
+            "bench": dict(BENCH),
             "mesh": {"data": -1, "fsdp": 1, "space": 1},
         }
     )

@@ -1,4 +1,4 @@
-"""`python -m jaxseg.main --config=experiments/deeplab_voc.py[:arg] --mode=train|evaluate|predict --workdir=DIR`.
+"""`python -m jaxseg.main --config=experiments/deeplab_voc.py[:arg] --mode=train|evaluate|predict|bench`.
 
 Only flags, and what every mode needs before JAX starts; the work is done in `jaxseg.train` and `jaxseg.tools`.
 """
@@ -23,12 +23,13 @@ from jaxseg.core.errors import JaxsegError  # noqa: E402
 from jaxseg.core.names import close_matches  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment file, with an argument after a colon.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "bench"], "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<config>[-<arg>].")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "evaluate, predict: latest, best, or a step.")
 SPLIT = flags.DEFINE_string("split", None, "evaluate: the split. Default: config.data.evaluate_split.")
 INPUT = flags.DEFINE_list("input", [], "predict: files, folders or videos, separated by commas.")
 OUTPUT = flags.DEFINE_string("output", None, "predict: folder of the pictures. Default: <workdir>/predictions.")
+AGAINST = flags.DEFINE_enum("against", "none", ["none", "torchvision", "smp", "torch"], "bench: the same network of.")
 CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Number of devices that the CPU is split into.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, found from SLURM, TPU or MPI variables.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0.")
@@ -94,6 +95,10 @@ def start_jax() -> None:
     """Compilation cache, CPU devices and processes: all that must be set before JAX's first use."""
     import jax
 
+    if MODE.value == "bench":
+        # Compilation is timed. PyTorch shares the GPU: JAX must not take three quarters of its memory beforehand.
+        jax.config.update("jax_enable_compilation_cache", False)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cache = os.environ.get("JAXSEG_CACHE", str(pathlib.Path.home() / ".cache" / "jaxseg"))
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -110,6 +115,8 @@ def start_jax() -> None:
 
 def dispatch(config: Any, workdir: pathlib.Path) -> int:
     """Hands over to the mode; returns the exit status."""
+    if AGAINST.value != "none" and MODE.value != "bench":
+        raise JaxsegError(f"--against={AGAINST.value} belongs to --mode=bench, not to --mode={MODE.value}.")
     start_jax()
     if MODE.value == "train":
         from jaxseg.tools.train import train_mode
@@ -119,6 +126,10 @@ def dispatch(config: Any, workdir: pathlib.Path) -> int:
         from jaxseg.tools.evaluate import evaluate_mode
 
         return evaluate_mode(config, workdir, split=SPLIT.value, checkpoint=CHECKPOINT.value)
+    if MODE.value == "bench":
+        from jaxseg.tools.bench.mode import bench_mode
+
+        return bench_mode(config, workdir, against=AGAINST.value)
     from jaxseg.tools.predict import predict_mode
 
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else workdir / "predictions"

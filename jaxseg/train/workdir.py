@@ -25,6 +25,7 @@ CHANGEABLE = (
     "data.data_dir",
     "data.manual_dir",
     "mesh.",
+    "bench.",
     "weights.path",
     "weights.skip",
 )
