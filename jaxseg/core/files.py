@@ -1,25 +1,28 @@
 """Files that are written whole or not at all: beside the target, fsync, rename."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replaces the file by `content`; a reader sees the old file or the new one, never a part.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end of the block; after an error nothing is left of it.
 
-    The folder is made where it is missing. Nothing is left behind when the disk is full.
+    A reader sees the old file or the new one, never a part. The folder is made where it is missing.
 
     Args:
       path: the file to write.
-      content: all of it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)
@@ -29,6 +32,17 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         pathlib.Path(beside).unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replaces the file by `content`, as `replacing` does.
+
+    Args:
+      path: the file to write.
+      content: all of it.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

@@ -5,10 +5,11 @@ Two ways of reading: `read_image` and `read_label` take whatever people have and
 and are fast (OpenCV).
 """
 
+import contextlib
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import cv2
@@ -22,13 +23,15 @@ from jaxseg.core.types import DatasetInfo
 Source = bytes | str | os.PathLike
 MAX_PIXELS = 2**26
 """An image of more pixels is refused before it is decoded (8192 x 8192); a few bytes of PNG can claim 4 GB."""
+TOO_LARGE = "Cut it into smaller pictures; where you trust the file, --mode=predict takes more with --max_pixels."
+STRIP_PIXELS = 2**22
 ORIENTATION_TAG = 0x0112
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 _Result = TypeVar("_Result")
 
 
-def read_image(source: Source, *, name: str = "") -> np.ndarray:
+def read_image(source: Source, *, name: str = "", max_pixels: int | None = None) -> np.ndarray:
     """Any picture as 8-bit RGB, the way a viewer shows it.
 
     Grey and palette become RGB; CMYK is converted; transparency is composited over white; of 16 bits the high byte
@@ -37,6 +40,7 @@ def read_image(source: Source, *, name: str = "") -> np.ndarray:
     Args:
       source: encoded bytes, or a path.
       name: how messages call it; default: the path.
+      max_pixels: what is refused before it is decoded, where a caller trusts its files; default: MAX_PIXELS.
 
     Returns:
       uint8 `[h, w, 3]`, contiguous.
@@ -45,7 +49,7 @@ def read_image(source: Source, *, name: str = "") -> np.ndarray:
       BadExampleError: missing, empty, truncated, not an image, too large, or of a kind without 8-bit meaning (float).
     """
     data, name = _bytes_of(source, name)
-    return _guarded(data, name, _rgb)
+    return _guarded(data, name, _rgb, max_pixels=max_pixels)
 
 
 def read_label(source: Source, *, name: str = "") -> np.ndarray:
@@ -163,18 +167,21 @@ def _bytes_of(source: Source, name: str) -> tuple[bytes, str]:
     return data, name
 
 
-def _guarded(data: bytes, name: str, use: Callable[[Image.Image], _Result]) -> _Result:
+def _guarded(
+    data: bytes, name: str, use: Callable[[Image.Image], _Result], *, max_pixels: int | None = None
+) -> _Result:
     """Opens `data` with Pillow and calls `use`; every way in which that can fail becomes a BadExampleError."""
     if not data:
         raise BadExampleError(f"{name}: the file is empty (0 bytes). Copy it anew, or leave it out of the list.")
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.width, image.height, name)
+        with _pillow_allows(max_pixels), Image.open(io.BytesIO(data)) as image:
+            _check_size(image.width, image.height, name, max_pixels)
             return use(image)
     except BadExampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadExampleError(f"{name}: more than {MAX_PIXELS} pixels. Cut it into smaller pictures.") from error
+        raise BadExampleError(f"{name}: more than {max_pixels} pixels. {TOO_LARGE}") from error
     except UnidentifiedImageError as error:
         raise BadExampleError(
             f"{name}: not an image that Pillow knows (begins with {data[:8]!r}). Convert it to PNG or JPEG."
@@ -186,11 +193,21 @@ def _guarded(data: bytes, name: str, use: Callable[[Image.Image], _Result]) -> _
         ) from error
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise BadExampleError(
-            f"{name}: {width}x{height} pixels; it must have 1 to {MAX_PIXELS}. Cut it into smaller pictures."
-        )
+@contextlib.contextmanager
+def _pillow_allows(max_pixels: int) -> Iterator[None]:
+    """Pillow's own limit, 2^26.4 pixels, raised where a caller asks for more; `_check_size` is what then protects."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None and max_pixels > before:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise BadExampleError(f"{name}: {width}x{height} pixels; it must have 1 to {max_pixels}. {TOO_LARGE}")
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -209,8 +226,13 @@ def _rgb(image: Image.Image) -> np.ndarray:
         over = Image.new("RGBA", upright.size, (255, 255, 255, 255))
         over.alpha_composite(upright.convert("RGBA"))
         upright = over
-    # np.array, not asarray: Pillow's own buffer is read-only, and what follows may write.
-    return np.array(upright.convert("RGB"))
+    rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
+    # In strips: Pillow hands over an image as two copies of its bytes, of which a large one has hundreds of millions.
+    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    step = max(1, STRIP_PIXELS // rgb.width)
+    for top in range(0, rgb.height, step):
+        pixels[top : top + step] = np.asarray(rgb.crop((0, top, rgb.width, min(top + step, rgb.height))))
+    return pixels
 
 
 def _ids(image: Image.Image, data: bytes, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """From 8-bit images to logits and labels: whole image, several scales, mirrored, in windows."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,8 +79,7 @@ class Predictor:
         size = view.shape[-3], view.shape[-2]
         total = sum(self._at_scale(variables, view, size, scale) for scale in self.scales)
         views = len(self.scales) * (2 if self.flip else 1)
-        # Underflow would make log give -inf, which no later arithmetic survives.
-        return jnp.log(jnp.maximum(total / views, jnp.finfo(jnp.float32).tiny))
+        return finite_log(total / views)
 
     def labels(self, variables: Any, image: ArrayLike) -> jax.Array:
         """The class of the largest logit: the first where several are equal, the first NaN where there is one.
@@ -98,6 +97,15 @@ class Predictor:
         """`labels`, int32 `[*b, h, w]`, and the softmax of `logits`, float32 `[*b, h, w, num_classes]`."""
         logits = self.logits(variables, image)
         return class_argmax(logits), jax.nn.softmax(logits)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """`stride_px`, or what it is where it was not given; () without a window."""
+        return self.stride_px or tuple(-(-2 * w // 3) for w in self.window_px)
+
+    def window_probabilities(self, variables: Any, view: jax.Array) -> jax.Array:
+        """Softmax of the model's logits of one window: normalised `[*b, h, w, 3]` -> float32 `[*b, h, w, c]`."""
+        return jax.nn.softmax(self._model_logits(variables, view))
 
     def _model_logits(self, variables: Any, view: jax.Array) -> jax.Array:
         logits = self.model.apply(variables, view, train=False)["logits"]
@@ -129,27 +137,26 @@ class Predictor:
         """Probabilities `[*b, h, w, c]`, averaged over the windows that hold a pixel."""
         height, width = view.shape[-3], view.shape[-2]
         window = self.window_px[0], self.window_px[1]
-        stride = self.stride_px or tuple(-(-2 * w // 3) for w in window)
         short = max(window[0] - height, 0), max(window[1] - width, 0)
         padded = jnp.pad(view, [(0, 0)] * (view.ndim - 3) + [(0, short[0]), (0, short[1]), (0, 0)])
-        rows = window_starts(padded.shape[-3], window[0], stride[0])
-        columns = window_starts(padded.shape[-2], window[1], stride[1])
-        cover = np.zeros(padded.shape[-3:-1], np.float32)
+        rows = window_starts(padded.shape[-3], window[0], self.stride[0])
+        columns = window_starts(padded.shape[-2], window[1], self.stride[1])
+        # A factor and not a divisor: XLA divides by constants in another way than by variables, and BandedLabels, where
+        # it is a variable, is to give the same bits.
+        share = np.float32(1) / (windows_over(rows, window[0])[:, None] * windows_over(columns, window[1]))
         starts = np.asarray([(top, left) for top in rows for left in columns], np.int32)
-        for top, left in starts:
-            cover[top : top + window[0], left : left + window[1]] += 1
 
         def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
             lead = (jnp.zeros((), jnp.int32),) * (view.ndim - 3)
             corner = (*lead, start[0], start[1], jnp.zeros((), jnp.int32))
             patch = jax.lax.dynamic_slice(padded, corner, (*view.shape[:-3], *window, view.shape[-1]))
             here = jax.lax.dynamic_slice(total, corner, (*view.shape[:-3], *window, self.num_classes))
-            here = here + jax.nn.softmax(self._model_logits(variables, patch))
+            here = here + self.window_probabilities(variables, patch)
             return jax.lax.dynamic_update_slice(total, here, corner), None
 
         # A scan, so that the model is compiled once and not once a window.
         total = jnp.zeros((*padded.shape[:-1], self.num_classes), jnp.float32)
-        total = jax.lax.scan(add, total, jnp.asarray(starts))[0] / cover[..., None]
+        total = jax.lax.scan(add, total, jnp.asarray(starts))[0] * share[..., None]
         return total[..., :height, :width, :]
 
 
@@ -164,6 +171,26 @@ def _sum_over_mirrored(
 
     start = jnp.zeros((*view.shape[:-3], *size, channels), jnp.float32)
     return jax.lax.scan(add, start, jnp.asarray([False, True]))[0]
+
+
+def finite_log(probabilities: jax.Array) -> jax.Array:
+    """`log max(p, 2^-126)`: underflow would give -inf, which no later arithmetic survives."""
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
+
+
+def windows_over(starts: Sequence[int], window: int) -> np.ndarray:
+    """How many windows along one axis hold a pixel.
+
+    Args:
+      starts: first pixels of the windows, ascending, from 0.
+      window: pixels of a window.
+
+    Returns:
+      float32 `[starts[-1] + window]`; ([0, 1], 2) gives 1, 2, 1.
+    """
+    pixels = np.arange(starts[-1] + window)
+    ends = np.add(starts, window)
+    return (np.searchsorted(starts, pixels, "right") - np.searchsorted(ends, pixels, "right")).astype(np.float32)
 
 
 def scaled(length: int, scale: float) -> int:

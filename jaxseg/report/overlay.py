@@ -72,6 +72,25 @@ def save_palette_png(path: str | os.PathLike[str], label: np.ndarray, info: Data
 
 def palette_png(label: np.ndarray, info: DatasetInfo) -> bytes:
     """The PNG file that `save_palette_png` writes, as bytes; same arguments."""
+    picture = Image.fromarray(palette_indices(label, info))
+    picture.putpalette(palette(info).tobytes(), "RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def palette(info: DatasetInfo) -> np.ndarray:
+    """The colours of the classes and of void, uint8 `[256, 3]`; black where there is none."""
+    table = np.zeros((256, 3), np.uint8)
+    colors = info.colors[:256]
+    table[: len(colors)] = np.asarray(colors, np.uint8)
+    if 0 <= info.void <= 255:
+        table[info.void] = info.void_color
+    return table
+
+
+def palette_indices(label: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """The label as uint8 `[h, w]`; same argument and errors as `save_palette_png`."""
     label = _checked(label, info)
     if label.ndim != 2:
         raise ValueError(f"a palette PNG takes a label [h, w], not one of shape {label.shape}")
@@ -80,16 +99,7 @@ def palette_png(label: np.ndarray, info: DatasetInfo) -> bytes:
             f"{info.name}: label values up to {label.max()} do not fit a palette PNG, which has 256 colours; "
             "save the array itself instead."
         )
-    palette = np.zeros((256, 3), np.uint8)
-    colors = info.colors[:256]
-    palette[: len(colors)] = np.asarray(colors, np.uint8)
-    if 0 <= info.void <= 255:
-        palette[info.void] = info.void_color
-    picture = Image.fromarray(label.astype(np.uint8))
-    picture.putpalette(palette.tobytes(), "RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return label.astype(np.uint8)
 
 
 def _checked(label: np.ndarray, info: DatasetInfo) -> np.ndarray:

@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -16,13 +16,18 @@ from PIL import Image
 from jaxseg.core.errors import BadExampleError, JaxsegError
 from jaxseg.core.files import write_bytes
 from jaxseg.core.types import DatasetInfo
-from jaxseg.data.decode import read_image
+from jaxseg.data.decode import MAX_PIXELS, read_image
+from jaxseg.inference.banded import BandedLabels, has_bands
 from jaxseg.inference.predictor import Predictor
+from jaxseg.report.bands import OverlayBands, palette_png_bands
 from jaxseg.report.overlay import overlay, save_palette_png
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 OVERLAY_QUALITY = 92
+OVERLAY_MAX_PIXELS = 2**24
+"""Of an image with more pixels the overlay shows every k-th one, with the smallest k that keeps to it."""
+WINDOW_HINT = "--config.evaluate.window_px='(513, 513)' with one scale and without flip"
 TOLERATED_SHARE = 0.95
 """Some formats only estimate their number of frames; below this share of it a video counts as cut off."""
 FRAMES_PER_LINE = 25
@@ -53,7 +58,13 @@ class _Input:
 
 
 def predict_mode(
-    config: Any, workdir: pathlib.Path, *, inputs: Sequence[str], output: pathlib.Path, checkpoint: str
+    config: Any,
+    workdir: pathlib.Path,
+    *,
+    inputs: Sequence[str],
+    output: pathlib.Path,
+    checkpoint: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Predicts `inputs` with a checkpoint's weights into `output`; returns 0, or 2 where an input could not be used."""
     # The train package is needed for the checkpoint alone; predict_files does without.
@@ -69,7 +80,14 @@ def predict_mode(
     print(f"Weights of step {step}.", flush=True)
     size = tuple(config.data.evaluate_size_px)
     report = predict_files(
-        run.predictor, variables, run.info, inputs, output, size_px=size, progress=lambda done: print(done, flush=True)
+        run.predictor,
+        variables,
+        run.info,
+        inputs,
+        output,
+        size_px=size,
+        max_pixels=max_pixels,
+        progress=lambda done: print(done, flush=True),
     )
     print(f"{report.images} images and {report.frames} video frames written to {output}.")
     for sentence in report.failed:
@@ -88,6 +106,7 @@ def predict_files(
     *,
     size_px: Sequence[int] = (),
     bucket_px: int = 1,
+    max_pixels: int = MAX_PIXELS,
     alpha: float = 0.5,
     progress: Callable[[str], None] | None = None,
 ) -> PredictionReport:
@@ -103,6 +122,10 @@ def predict_files(
     decides; each new size is compiled anew. For many sizes `bucket_px` pads to multiples, which may change labels a
     little. An image's size is the one that a viewer shows, after the rotation that its EXIF data asks for.
 
+    In windows, at one scale and not mirrored, labels come in bands of rows and are written as they come: beside the
+    image (3 bytes a pixel, 7 while it is decoded) the memory grows with its width alone. Above OVERLAY_MAX_PIXELS the
+    overlay is smaller than the image.
+
     Args:
       predictor: with a window where images are too large for the memory.
       variables: what `predictor.model.apply` takes.
@@ -111,6 +134,7 @@ def predict_files(
       out_dir: made where it is missing.
       size_px: (height, width) that evaluation pads to, or ().
       bucket_px: sizes outside `size_px` are padded to multiples of it; 1: not at all.
+      max_pixels: images of more are refused before they are decoded: a few bytes can claim billions of pixels.
       alpha: share of the class colour in overlays.
       progress: called with a line about each input done.
 
@@ -133,7 +157,7 @@ def predict_files(
                     if progress and count % FRAMES_PER_LINE == 0:
                         progress(f"{number}/{len(found)} {item.path}: {count} frames")
             else:
-                image = read_image(item.path)
+                image = read_image(item.path, max_pixels=max_pixels)
                 _write(item.target, image, label(image, name=str(item.path)), info, alpha)
                 report.images += 1
         except BadExampleError as error:
@@ -194,38 +218,64 @@ def _files_below(folder: pathlib.Path, out_dir: pathlib.Path) -> list[pathlib.Pa
 
 
 class _Labeler:
-    """Labels of one image at its own size; compiled once for each size that it pads to."""
+    """Labels of one image at its own size, in bands of rows where the predictor's windows allow it.
+
+    Bands are compiled once; whole images once for each size that they are padded to.
+    """
 
     def __init__(self, predictor: Predictor, variables: Any, *, size_px: tuple[int, ...], bucket_px: int) -> None:
         self._variables, self._size_px, self._bucket_px = variables, size_px, bucket_px
         self._fill = np.asarray([round(m) for m in predictor.mean], np.uint8)
-        self._labels = jax.jit(predictor.labels)
+        self._whole = jax.jit(predictor.labels)
+        self._bands = BandedLabels(predictor) if has_bands(predictor) else None
 
-    def __call__(self, image: np.ndarray, *, name: str) -> np.ndarray:
+    def __call__(self, image: np.ndarray, *, name: str) -> Iterator[np.ndarray]:
+        """int32 `[n, w]` from top to bottom."""
         height, width = image.shape[:2]
         if self._size_px and height <= self._size_px[0] and width <= self._size_px[1]:
             size = self._size_px
         else:
             size = tuple(-(-n // self._bucket_px) * self._bucket_px for n in (height, width))
-        padded = np.empty((1, *size, 3), np.uint8)
-        padded[:] = self._fill
-        padded[0, :height, :width] = image
+        if self._bands is None and height * width > MAX_PIXELS:
+            raise BadExampleError(
+                f"{name}: {width}x{height} pixels are too many for one piece; predict in windows, {WINDOW_HINT}."
+            )
+        if size != (height, width):
+            padded = np.empty((*size, 3), np.uint8)
+            padded[:] = self._fill
+            padded[:height, :width] = image
+            image = padded
+        top = 0
+        for band in self._found(image, name):
+            yield band[: height - top, :width]
+            top += len(band)
+            if top >= height:
+                return
+
+    def _found(self, image: np.ndarray, name: str) -> Iterator[np.ndarray]:
         try:
-            labels = np.asarray(self._labels(self._variables, padded))
+            if self._bands is None:
+                yield np.asarray(self._whole(self._variables, image[None]))[0]
+            else:
+                yield from self._bands(self._variables, image)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise BadExampleError(
-                f"{name}: {width}x{height} pixels do not fit the device's memory; predict in windows, for example "
-                "--config.evaluate.window_px='(513, 513)'."
-            ) from error
-        return labels[0, :height, :width]
+            how = "take smaller windows" if self._bands else f"predict in windows, {WINDOW_HINT}"
+            where = f"{name}: {image.shape[1]}x{image.shape[0]} pixels do not fit the device's memory"
+            raise BadExampleError(f"{where}; {how}.") from error
 
 
-def _write(target: pathlib.Path, image: np.ndarray, label: np.ndarray, info: DatasetInfo, alpha: float) -> None:
-    save_palette_png(target.with_name(f"{target.name}.png"), label, info)
+def _write(
+    target: pathlib.Path, image: np.ndarray, bands: Iterable[np.ndarray], info: DatasetInfo, alpha: float
+) -> None:
+    shown = OverlayBands(image, info, alpha, max_pixels=OVERLAY_MAX_PIXELS)
+    with palette_png_bands(target.with_name(f"{target.name}.png"), image.shape[:2], info) as add:
+        for band in bands:
+            add(band)
+            shown.add(band)
     stream = io.BytesIO()
-    Image.fromarray(overlay(image, label, info, alpha)).save(stream, "JPEG", quality=OVERLAY_QUALITY)
+    Image.fromarray(shown.picture).save(stream, "JPEG", quality=OVERLAY_QUALITY)
     write_bytes(target.with_name(f"{target.name}_overlay.jpg"), stream.getvalue())
 
 
@@ -263,7 +313,7 @@ def _predict_video(item: _Input, label: _Labeler, info: DatasetInfo, alpha: floa
     try:
         try:
             for count, (frame, rate) in enumerate(_frames(item.path)):
-                ids = label(frame, name=str(item.path))
+                ids = np.concatenate(list(label(frame, name=str(item.path))))
                 save_palette_png(target / f"{count:06}.png", ids, info)
                 writer = writer or _open_writer(beside, rate, (frame.shape[1], frame.shape[0]))
                 writer.write(np.ascontiguousarray(overlay(frame, ids, info, alpha)[..., ::-1]))

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from jaxseg.core.files import write_bytes, write_text
+from jaxseg.core.files import replacing, write_bytes, write_text
 
 
 def test_the_file_is_replaced_whole(tmp_path):
@@ -34,4 +34,19 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"one")
+        file.write(b"two")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"onetwo"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -116,6 +116,17 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
         decode.read_image(encoded(Image.fromarray(RED_GREEN)), name="big")
 
 
+def test_a_caller_may_allow_more_pixels(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 5)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)  # beyond twice of it Pillow itself refuses
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 4)
+    data = encoded(Image.fromarray(RED_GREEN))
+    np.testing.assert_array_equal(decode.read_image(data, max_pixels=6), RED_GREEN)
+    assert Image.MAX_IMAGE_PIXELS == 2
+    with pytest.raises(BadExampleError, match="--max_pixels"):
+        decode.read_image(data)
+
+
 def test_a_png_that_claims_a_huge_size_is_refused():
     data = bytearray(encoded(Image.fromarray(RED_GREEN)))
     data[16:24] = (100_000).to_bytes(4, "big") * 2

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import DatasetInfo
+from jaxseg.data import decode
 from jaxseg.inference.predictor import Predictor
 from jaxseg.tools import predict
 from jaxseg.tools.predict import predict_files
@@ -161,6 +162,36 @@ def test_window(tmp_path):
     image = picture(tmp_path / "a.png", (20, 31))
     predict_files(predictor(window_px=(8, 8)), VARIABLES, INFO, tmp_path / "a.png", tmp_path / "out")
     np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), expected(image))
+
+
+def test_windows_are_compiled_once_for_all_sizes(tmp_path):
+    sizes = [(20, 31), (9, 14), (3, 3)]
+    images = [picture(tmp_path / "in" / f"{i}.png", size, i) for i, size in enumerate(sizes)]
+    TRACES.clear()
+    predict_files(predictor(window_px=(8, 8)), VARIABLES, INFO, tmp_path / "in", tmp_path / "out", size_px=(10, 14))
+    assert TRACES == [(8, 8)]
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(read(tmp_path / "out" / f"{i}.png"), expected(image))
+
+
+def test_images_above_the_limit_need_leave_and_windows(tmp_path, monkeypatch):
+    image = picture(tmp_path / "a.png", (20, 31))
+    for module in (decode, predict):
+        monkeypatch.setattr(module, "MAX_PIXELS", 600)
+    monkeypatch.setattr(predict, "OVERLAY_MAX_PIXELS", 100)
+    asked = VARIABLES, INFO, tmp_path / "a.png", tmp_path / "out"
+    for options, allowed, says in (
+        ({"window_px": (8, 8)}, 600, "--max_pixels"),
+        ({}, 620, "window_px"),
+        ({"window_px": (8, 8), "flip": True}, 620, "window_px"),
+    ):
+        report = predict_files(predictor(**options), *asked, max_pixels=allowed)
+        assert report.images == 0 and says in report.failed[0]
+        assert not (tmp_path / "out").exists() or not files(tmp_path / "out")
+    assert predict_files(predictor(window_px=(8, 8)), *asked, max_pixels=620).failed == []
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), expected(image))
+    with Image.open(tmp_path / "out" / "a_overlay.jpg") as small:
+        assert small.size == (10, 7)
 
 
 def video(path: pathlib.Path, count=5, size=(48, 64)) -> None:
