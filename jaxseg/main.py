@@ -29,6 +29,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "evaluate, predict: lates
 SPLIT = flags.DEFINE_string("split", None, "evaluate: the split. Default: config.data.evaluate_split.")
 INPUT = flags.DEFINE_list("input", [], "predict: files, folders or videos, separated by commas.")
 OUTPUT = flags.DEFINE_string("output", None, "predict: folder of the pictures. Default: <workdir>/predictions.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", 2**26, "predict: images of more pixels are refused.", lower_bound=1)
 AGAINST = flags.DEFINE_enum("against", "none", ["none", "torchvision", "smp", "torch"], "bench: the same network of.")
 CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Number of devices that the CPU is split into.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, found from SLURM, TPU or MPI variables.")
@@ -133,7 +134,8 @@ def dispatch(config: Any, workdir: pathlib.Path) -> int:
     from jaxseg.tools.predict import predict_mode
 
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else workdir / "predictions"
-    return predict_mode(config, workdir, inputs=INPUT.value, output=output, checkpoint=CHECKPOINT.value)
+    asked = {"inputs": INPUT.value, "output": output, "checkpoint": CHECKPOINT.value, "max_pixels": MAX_PIXELS.value}
+    return predict_mode(config, workdir, **asked)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -173,7 +173,7 @@ def _sum_over_mirrored(
     return jax.lax.scan(add, start, jnp.asarray([False, True]))[0]
 
 
-def finite_log(probabilities: jax.Array) -> jax.Array:
+def finite_log(probabilities: ArrayLike) -> jax.Array:
     """`log max(p, 2^-126)`: underflow would give -inf, which no later arithmetic survives."""
     return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
 
