@@ -7,7 +7,7 @@ On the embedded `shapes`, where most pixels are background, 300 steps from rando
 stride 8 and 16 with next to nothing; CamVid's large classes show more.
 The networks are narrow (0.1 to 2.6 million parameters) and start from random weights, so that this compares the code at
 equal steps, not the papers: DeepLab v3+ (arXiv 1802.02611) over ImageNet weights is another matter. 300 steps of batch
-8 at crop 129 (CamVid: 161), AdamW 1e-3, and no schedule that suits one more than another. Results: experiments/results.
+4 at crop 129 (CamVid: 161), AdamW 1e-3, and no schedule that suits one more than another. Results: experiments/results.
 """
 
 from ml_collections import ConfigDict
@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = defaults()
     config.model = ConfigDict({"name": name, **NARROW[name], **INCEPTION})
     config.data.update(DATA[data or "shapes"])
-    config.train.update({"batch_size": 8, "total_steps": 300, "log_every_steps": 25, "ema_decay": 0.97})
+    config.train.update({"batch_size": 4, "total_steps": 300, "log_every_steps": 25, "ema_decay": 0.97})
     config.optimizer = ConfigDict(
         {
             "name": "adamw",
