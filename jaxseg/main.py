@@ -134,7 +134,12 @@ def dispatch(config: Any, workdir: pathlib.Path) -> int:
     from jaxseg.tools.predict import predict_mode
 
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else workdir / "predictions"
-    asked = {"inputs": INPUT.value, "output": output, "checkpoint": CHECKPOINT.value, "max_pixels": MAX_PIXELS.value}
+    asked: dict[str, Any] = {
+        "inputs": INPUT.value,
+        "output": output,
+        "checkpoint": CHECKPOINT.value,
+        "max_pixels": MAX_PIXELS.value,
+    }
     return predict_mode(config, workdir, **asked)
 
 
