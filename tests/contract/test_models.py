@@ -61,9 +61,10 @@ FROZEN: dict[str, str] = {}
 # Relative difference of the logits at bfloat16 where it is above 0.05: maxima that are nearly equal change their place,
 # which unpooling by indices shows (0.004 with bed of nails); MobileNetV2 at width 0.1 has drawn weights in 17 blocks.
 ROUGH: dict[str, float] = {"scnet_recon": 0.15, "segnet": 0.15, "segnet_basic": 0.3, "deeplab_v3": 0.1}
-# What a network is built with to learn four images of 33 pixels by heart, and the share of pixels that it must reach.
-# At stride 16 they are 3 x 3 values; the dilated front end's probabilities come at stride 8 and off by half of it.
-HEART: dict[str, tuple[dict, float]] = {"deeplab_v3": ({"output_stride": 8}, 0.95), "dilation": ({}, 0.8)}
+# What a network is built with to learn four images of 33 pixels by heart. At stride 16 they are 3 x 3 values. Enlarged
+# probabilities of the dilated front end cannot draw tiles of 11 pixels from samples every 8: scores that are free
+# parameters get 87 % of the pixels right, bilinear scores 99 %.
+HEART: dict[str, dict] = {"deeplab_v3": {"output_stride": 8}, "dilation": {"upsampling": "deconvolution"}}
 CLASSES = 5
 EVERY = pytest.mark.parametrize("name", MODELS)
 DEEPLABS = pytest.mark.parametrize("name", ["deeplab_v3", "deeplab_v3plus"])
@@ -200,8 +201,10 @@ def model_fields(name):
 @EVERY
 def test_four_images_are_learnt_by_heart(name):
     """Colours decide the class: a network must reach 95 % of the pixels of the images that it was shown."""
-    pixels, (options, enough) = side(name, 33), HEART.get(name, ({}, 0.95))
-    model = build(name, **options, **({"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {}))
+    pixels = side(name, 33)
+    model = build(
+        name, **HEART.get(name, {}), **({"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {})
+    )
     rows, columns = np.indices((pixels, pixels))
     labels = jnp.asarray(np.stack([(rows // 11 + columns // 11 + i) % CLASSES for i in range(4)]), jnp.int32)
     x = jax.nn.one_hot(labels, CLASSES)[..., :3] * 2 - 0.5 + 0.1 * images(4, pixels, pixels, 3)
@@ -226,9 +229,9 @@ def test_four_images_are_learnt_by_heart(name):
     state, accuracy = optimizer.init(params), 0.0
     for _ in range(400):
         params, stats, state, accuracy = step(params, stats, state)
-        if accuracy > enough:
+        if accuracy > 0.95:
             return
-    assert accuracy > enough
+    assert accuracy > 0.95
 
 
 @DEEPLABS
