@@ -202,9 +202,8 @@ def model_fields(name):
 def test_four_images_are_learnt_by_heart(name):
     """Colours decide the class: a network must reach 95 % of the pixels of the images that it was shown."""
     pixels = side(name, 33)
-    model = build(
-        name, **HEART.get(name, {}), **({"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {})
-    )
+    dropout = {"dropout_rate": 0.0} if "dropout_rate" in model_fields(name) else {}
+    model = build(name, **HEART.get(name, {}), **dropout)
     rows, columns = np.indices((pixels, pixels))
     labels = jnp.asarray(np.stack([(rows // 11 + columns // 11 + i) % CLASSES for i in range(4)]), jnp.int32)
     x = jax.nn.one_hot(labels, CLASSES)[..., :3] * 2 - 0.5 + 0.1 * images(4, pixels, pixels, 3)
