@@ -57,8 +57,9 @@ def quickest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def matrix_rate(mesh: Mesh, dtype: jnp.dtype, *, enough_seconds: float = ENOUGH_SECONDS) -> tuple[int, float, float]:
     """Side n, FLOP/s and FLOP per second of processor time of a product of n x n matrices on every device at once.
 
-    `2 n^3 devices / seconds`. The side doubles until a product takes `enough_seconds`; the best of five calls counts, since this stands for what
-    the device can do at most. Default precision, that is, what the network's convolutions get (TF32 on some GPUs).
+    `2 n^3 devices / seconds`. The side doubles until a product takes `enough_seconds`; the best of five calls counts,
+    since this stands for what the device can do at most. Default precision, that is, what the network's convolutions
+    get (TF32 on some GPUs).
     """
     devices = mesh.devices.size
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

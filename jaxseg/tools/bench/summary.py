@@ -1,4 +1,4 @@
-"""What a bench found, as text: a table of one run, and `python -m jaxseg.tools.bench.summary` for many."""
+"""What a bench found, as text: the lines that a run prints, and a Markdown table of several."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -89,3 +89,55 @@ def in_bytes(value: float) -> str:
     while value >= 1000 and unit < len(UNITS) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:.3g} {UNITS[unit]}"
+
+
+def bench_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of several networks on one machine: ratios, seconds, floors.
+
+    Args:
+      results: name of the row -> what bench.json holds; at least one.
+    """
+    first = next(iter(results.values()))
+    made, device = first["made_with"], first["device"]
+    versions = {name: made[name] for name in ("jax", "jaxlib", "flax")}
+    for result in results.values():
+        versions |= result.get("peer", {}).get("versions", {})
+    lines = [
+        f"# Speed on {device['devices']} x {device['kind']}, {made['date'][:10]}",
+        "",
+        f"Machine: {made['machine']}. jaxseg {made['git']}, Python {made['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
+        "",
+        "Medians of steps in turns; ratio = jaxseg / peer, below 1 jaxseg is faster; in brackets that of processor "
+        "times. Floor: the larger of FLOPs / matrix rate and bytes / bandwidth, both measured in the same run; "
+        "docs/speed.md says what each figure means.",
+        "",
+        "| network | batch | part | jaxseg | peer | ratio | images/s | floor by FLOPs | by bytes | times the floor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        lines += [markdown_row(name, result, part) for part in ("train", "inference") if part in result]
+    notes = [
+        f"- {name}: {result['peer']['note']}" for name, result in results.items() if "note" in result.get("peer", {})
+    ]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def markdown_row(name: str, result: Mapping[str, Any], part: str) -> str:
+    """One line of the table."""
+    settings, found = result["settings"], result[part]
+    height, width = settings["size_px"]
+    peer, ratio = "-", "-"
+    if "against" in found:
+        peer, against = in_seconds(found["peer"]["seconds"]["median"]), found["against"]
+        ratio = f"{against['ratio']:.2f}"
+        if "ratio_of_cpu_medians" in against:
+            ratio += f" ({against['ratio_of_cpu_medians']:.2f})"
+    cells = [
+        *(name, f"{settings['batch_size']} x {height} x {width} {settings['compute_dtype']}", part),
+        *(in_seconds(found["seconds"]["median"]), peer, ratio, f"{found['images_per_second']:.2f}"),
+        *(in_seconds(found["floor"]["flops_seconds"]), in_seconds(found["floor"]["bytes_seconds"])),
+        f"{found['times_floor']:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"

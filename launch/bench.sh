@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Times the networks of experiments/bench.py beside PyTorch's, one process a row, and writes the table.
+#
+#   launch/bench.sh [--alone] [--accelerator=cpu|cuda|tpu] [--results=DIR] [ROW...] [--config.bench.steps=20 ...]
+#
+#   --alone       without PyTorch, which is then not installed
+#   --results     where bench-<machine>-<date>.{json,md} go, experiments/results by default
+#   ROW           all of experiments/bench.py by default
+#
+# What begins with --config goes to every row. JAXSEG_VENV=DIR names the environment; one that this project's scripts
+# did not make is taken as it is where it holds the pinned requirements. Each row's bench.json stays in runs/bench/ROW.
+set -euo pipefail
+
+# shellcheck source=launch/environment.sh
+source "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/environment.sh"
+
+# Row and the package that has the same network.
+PEERS=(
+  deeplab_v3_resnet50:torchvision
+  deeplab_v3plus_mobilenet_v2:smp
+  unet_resnet34:smp
+  tiramisu56:torch
+  deeplab_v3plus_xception65:smp
+)
+
+# Prints whose network a row is compared with; fails where there is no such row.
+peer_of() {
+  local pair
+  for pair in "${PEERS[@]}"; do
+    if [[ "${pair%%:*}" == "$1" ]]; then
+      printf '%s\n' "${pair#*:}"
+      return
+    fi
+  done
+  fail "there is no row $1; rows are ${PEERS[*]%%:*}"
+}
+
+# Whether the environment has every pinned package of the requirements files in its version.
+holds_requirements() {
+  "$VENV/bin/python" - "$@" <<'PYTHON' 2>/dev/null
+import importlib.metadata, re, sys
+for path in sys.argv[1:]:
+    for name, pinned in re.findall(r"^([\w.-]+)==([^ #\n]+)", open(path).read(), re.MULTILINE):
+        assert importlib.metadata.version(name).split("+")[0] == pinned
+PYTHON
+}
+
+accelerator=auto alone="" results="$REPOSITORY/experiments/results"
+rows=() arguments=()
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --alone) alone=yes ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --results=*) results="${1#*=}" ;;
+    --config.*=*) arguments+=("$1") ;;
+    -*) fail "$1 is not known; launch/bench.sh takes --alone, --accelerator=, --results=, --config.KEY=VALUE and rows." ;;
+    *) rows+=("$1") ;;
+  esac
+  shift
+done
+if [[ ${#rows[@]} -eq 0 ]]; then rows=("${PEERS[@]%%:*}"); fi
+for row in "${rows[@]}"; do peer_of "$row" >/dev/null; done
+
+requirements=("$REPOSITORY/requirements.txt")
+if [[ -z "$alone" ]]; then requirements+=("$REPOSITORY/requirements-references.txt"); fi
+if [[ -e "$VENV/accelerator.txt" ]] || ! holds_requirements "${requirements[@]}"; then
+  prepare_environment "$accelerator" "${requirements[@]}"
+fi
+
+mkdir -p "$results"
+results="$(cd "$results" && pwd)"
+cd "$REPOSITORY"
+# Large buffers in huge pages, as launch/local.sh has it, for both sides.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+failed=() folders=()
+for row in "${rows[@]}"; do
+  against=none
+  if [[ -z "$alone" ]]; then against="$(peer_of "$row")"; fi
+  say "$row, against $against"
+  if "$VENV/bin/python" -m jaxseg.main --mode=bench "--config=experiments/bench.py:$row" "--against=$against" \
+    "--workdir=runs/bench/$row" ${arguments[@]+"${arguments[@]}"}; then
+    folders+=("runs/bench/$row")
+  else
+    failed+=("$row")
+  fi
+done
+if [[ ${#folders[@]} -gt 0 ]]; then
+  "$VENV/bin/python" -m jaxseg.tools.bench.collect "$results" "${folders[@]}"
+fi
+if [[ ${#failed[@]} -gt 0 ]]; then
+  say "failed: ${failed[*]}"
+  exit 1
+fi
