@@ -14,6 +14,24 @@ BENCH = {
     "torch_compile": False,
 }
 
+DATA = {
+    "name": "",
+    "manual_dir": "",
+    "data_dir": "",
+    "train_split": "train",
+    "evaluate_split": "val",
+    "crop_size_px": (512, 512),
+    "scale_range": (0.5, 2.0),
+    "flip_probability": 0.5,
+    "color_jitter": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    "evaluate_size_px": (),
+    "workers": 2,
+    "prefetch_batches": 2,
+    "invalid_labels": "raise",
+    "on_bad_example": "raise",
+    "builder": {},
+}
+
 
 def defaults() -> ConfigDict:
     """A fresh config; units stand in the keys (`_steps`, `_px`)."""
@@ -25,23 +43,7 @@ def defaults() -> ConfigDict:
             "weights": {"path": "", "table": "", "scope": "", "skip": ""},
             "loss": {"cross_entropy": 1.0},
             "loss_aux_weight": 0.0,
-            "data": {
-                "name": "",
-                "manual_dir": "",
-                "data_dir": "",
-                "train_split": "train",
-                "evaluate_split": "val",
-                "crop_size_px": (512, 512),
-                "scale_range": (0.5, 2.0),
-                "flip_probability": 0.5,
-                "color_jitter": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
-                "evaluate_size_px": (),
-                "workers": 2,
-                "prefetch_batches": 2,
-                "invalid_labels": "raise",
-                "on_bad_example": "raise",
-                "builder": {},
-            },
+            "data": dict(DATA),
             "train": {
                 "batch_size": 16,
                 "total_steps": 30_000,

@@ -29,6 +29,7 @@ class AlexNet(nn.Module):
 
     first_padding: int = 0
     width: int = 96
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -36,6 +37,7 @@ class AlexNet(nn.Module):
         """`[*b, h, w, 3]` -> features by stride, taps `conv1` .. `conv5`, `pool1`, `norm1`, `pool2`, ..."""
         del train
         features: dict[str, jax.Array] = {}
+        normalized = jax.checkpoint(local_response_norm) if self.remat else local_response_norm
         x = image
 
         def conv(x: jax.Array, index: int, channels: int, kernel_size: int, **options: Any) -> jax.Array:
@@ -50,10 +52,10 @@ class AlexNet(nn.Module):
         unit = self.width // 6
         x = conv(x, 1, 6 * unit, 11, strides=4, padding=self.first_padding)
         features["s4"] = x
-        features["norm1"] = x = local_response_norm(pool(x, 1))
+        features["norm1"] = x = normalized(pool(x, 1))
         x = conv(x, 2, 16 * unit, 5, padding="torch", groups=2)
         features["s8"] = x
-        features["norm2"] = x = local_response_norm(pool(x, 2))
+        features["norm2"] = x = normalized(pool(x, 2))
         x = conv(x, 3, 24 * unit, 3, padding="torch")
         x = conv(x, 4, 24 * unit, 3, padding="torch", groups=2)
         x = conv(x, 5, 16 * unit, 3, padding="torch", groups=2)
@@ -79,7 +81,8 @@ def build(
       output_stride: 32.
       first_padding: zeros around the image (FCN-AlexNet: 100).
       width: channels of conv1, a multiple of 6; 96 is the paper's.
-      norm_momentum, norm_epsilon, freeze_norm, remat: of no effect, it has no batch norm and is small.
+      norm_momentum, norm_epsilon, freeze_norm: of no effect, it has no batch norm.
+      remat: recompute the response normalisation in the backward pass instead of storing what is inside it.
       dtype: of the computation.
 
     Returns:
@@ -88,8 +91,8 @@ def build(
     Raises:
       JaxsegError: another output stride, or a width that is no multiple of 6.
     """
-    del norm_momentum, norm_epsilon, freeze_norm, remat
+    del norm_momentum, norm_epsilon, freeze_norm
     check_output_stride(output_stride, allowed=(32,), model="alexnet")
     if width < 6 or width % 6:
         raise JaxsegError(f"alexnet: width = {width} must be a multiple of 6.")
-    return AlexNet(first_padding=first_padding, width=width, dtype=dtype)
+    return AlexNet(first_padding=first_padding, width=width, remat=remat, dtype=dtype)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError, UnknownNameError
 from jaxseg.core.names import close_matches
+from jaxseg.core.types import CoarseLogits, Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
 from jaxseg.layers.norm import NormOptions
 from jaxseg.ops.resize import resize
+from jaxseg.ops.zoom import zoom
 
 
 def check_tap(features: Mapping[str, jax.Array], tap: str, *, option: str) -> None:
@@ -35,12 +37,28 @@ def rates_at(rates: Sequence[int], output_stride: int, *, model: str, stated_at:
     return tuple(r * stated_at // output_stride for r in rates)
 
 
+def enlarged(name: str, coarse: jax.Array, size: Sequence[int], *, alignment: str) -> Outputs:
+    """`name`: the logits at `size`; `coarse/<name>`: what they come from, for a loss that works through blocks of rows.
+
+    Under jit, what of the two is not used is not computed.
+    """
+    return {name: resize(coarse, size, alignment=alignment), f"coarse/{name}": CoarseLogits(coarse, alignment)}
+
+
+def zoomed(name: str, coarse: jax.Array, factor: int, size: Sequence[int]) -> Outputs:
+    """As `enlarged`, from the origin: `ops.zoom`."""
+    h, w = coarse.shape[-3:-1]
+    grid = factor * (h - 1) + 1, factor * (w - 1) + 1
+    return {name: zoom(coarse, factor, size), f"coarse/{name}": CoarseLogits(coarse, "align_corners", grid)}
+
+
 class AuxiliaryHead(nn.Module):
     """3x3 convolution, batch norm, ReLU, dropout, 1x1 classifier on one of the backbone's taps (PSPNet, torchvision).
 
     Attributes:
       num_classes: channels of the logits.
       tap: which of the backbone's features.
+      output: name of its logits.
       features: hidden channels; 0 takes a quarter of the tap's.
       dropout_rate: before the classifier.
       alignment: of the resize to the image's size.
@@ -53,13 +71,14 @@ class AuxiliaryHead(nn.Module):
     alignment: str = "align_corners"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
+    output: str = "aux/backbone"
 
     @nn.compact
-    def __call__(self, features: Mapping[str, jax.Array], size: Sequence[int], train: bool) -> jax.Array:
-        """Logits `[*b, *size, classes]`, float32."""
+    def __call__(self, features: Mapping[str, jax.Array], size: Sequence[int], train: bool) -> Outputs:
+        """Logits `[*b, *size, classes]`, float32, under `output`, and before their enlargement under `coarse/..`."""
         check_tap(features, self.tap, option="aux_tap")
         x = features[self.tap]
         x = ConvNorm(self.features or x.shape[-1] // 4, 3, norm=self.norm, dtype=self.dtype, name="conv")(x, train)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         x = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
-        return resize(x, size, alignment=self.alignment)
+        return enlarged(self.output, x, size, alignment=self.alignment)

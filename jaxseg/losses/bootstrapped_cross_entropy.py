@@ -11,7 +11,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs
-from jaxseg.losses.reduction import Loss
+from jaxseg.losses.reduction import Loss, weighted_pixel_sums
 from jaxseg.ops.selection import top_k_share
 
 DEFAULT_FRACTION = 0.25
@@ -59,7 +59,17 @@ def build(
         valid = jnp.ones(jnp.shape(labels), bool) if where is None else jnp.asarray(where)
         return _kept(valid, share, _axes(valid.ndim, per_image)).astype(jnp.float32)
 
-    return Loss(values, counts, whole_batch=not per_image)
+    def likelihoods(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+        checked_class_weights(weights, jnp.shape(logits)[-1], jnp.dtype(jnp.float32))
+        return negative_log_likelihood(*checked_inputs(logits, labels, where))
+
+    def shares(pixels: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+        axes = _axes(pixels.ndim, per_image)
+        found = top_k_share(pixels, _kept(where, share, axes), where=where, axes=axes)
+        return found if weights is None else found * jnp.asarray(weights, found.dtype)[jnp.where(where, labels, 0)]
+
+    by_rows = weighted_pixel_sums(likelihoods, shares, selects=True)
+    return Loss(values, counts, whole_batch=not per_image, by_rows=by_rows)
 
 
 def bootstrapped_cross_entropy(

@@ -11,7 +11,9 @@ from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options, close_matches, resolve
-from jaxseg.losses.reduction import Loss, divide
+from jaxseg.core.types import CoarseLogits
+from jaxseg.losses.reduction import ByRows, Loss, divide
+from jaxseg.ops.row_blocks import RowBlocks, map_rows, sum_over_rows
 
 SCHEDULE_KEYS = ("start", "end", "duration_steps", "every_steps")
 Weight = Callable[[ArrayLike], jax.Array]
@@ -63,9 +65,80 @@ class Composition:
             name: divide(jnp.sum(loss(logits, labels, where=where)), divisors[name])
             for name, (_, loss) in self.terms.items()
         }
+        return self._weighted(found, step)
+
+    def by_rows(
+        self,
+        coarse: CoarseLogits,
+        labels: ArrayLike,
+        *,
+        rows: int,
+        where: ArrayLike | None = None,
+        divisors: Mapping[str, jax.Array] | None = None,
+        step: ArrayLike = 0,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The same of the enlarged `coarse`, without the whole of it in memory, forward or back.
+
+        A block of rows at a time is enlarged and goes into the terms' sums; the backward pass enlarges it again. A
+        term whose pixels are selected by their values (OHEM) takes a pass more, for these values.
+
+        Args:
+          coarse: logits before their enlargement to the labels' size.
+          rows: of a block, at least 1; the last block may have fewer of its own.
+          labels, where, divisors, step: as in `__call__`.
+
+        Raises:
+          JaxsegError: a term has no such form, see `check_by_rows`.
+        """
+        self.check_by_rows()
+        labels = jnp.asarray(labels)
+        where = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+        values = jnp.asarray(coarse.values)
+        if divisors is None:
+            divisors = self.divisors(labels, where=where, num_classes=values.shape[-1])
+        forms = {name: loss.by_rows for name, (_, loss) in self.terms.items() if loss.by_rows}
+        height, width = labels.shape[-2:]
+        source = values.shape[-3], values.shape[-2]
+        plan = RowBlocks(source, (height, width), rows, coarse.alignment, coarse.grid)
+        sums = row_sums(forms, plan, values, labels, where)
+        found = {name: divide(jnp.sum(forms[name].values(sums[name])), divisors[name]) for name in forms}
+        return self._weighted(found, step)
+
+    def check_by_rows(self) -> None:
+        """Raises JaxsegError where a term is no function of sums over pixels, so that it needs all logits at once."""
+        whole = [name for name, (_, loss) in self.terms.items() if loss.by_rows is None]
+        if whole:
+            raise JaxsegError(
+                f"config.train.loss_block_rows: {', '.join(f'config.loss.{name}' for name in whole)} needs all logits "
+                "at full size at once, for a sort, for distances or for multi-hot labels. Set loss_block_rows = 0, or "
+                "take another loss."
+            )
+
+    def _weighted(self, found: dict[str, jax.Array], step: ArrayLike) -> tuple[jax.Array, dict[str, jax.Array]]:
         weights = {name: weight(step) for name, (weight, _) in self.terms.items()}
         weighted = [weights[name].astype(value.dtype) * value for name, value in found.items()]
         return functools.reduce(jnp.add, weighted), found
+
+
+def row_sums(
+    forms: Mapping[str, ByRows], plan: RowBlocks, values: jax.Array, labels: jax.Array, where: jax.Array
+) -> dict[str, Any]:
+    """The sums of each form over all rows; what selects pixels by their values is found in a pass of its own."""
+    seen = {name: form.pixels for name, form in forms.items() if form.pixels}
+    maps: dict[str, jax.Array] = {}
+    if seen:
+
+        def pixels_of(logits: jax.Array, pixels: Any) -> dict[str, jax.Array]:
+            return {name: function(logits, pixels["labels"], pixels["where"]) for name, function in seen.items()}
+
+        maps = map_rows(pixels_of, plan, values, {"labels": labels, "where": where})
+    weights = {name: form.weights(maps.get(name), labels, where) for name, form in forms.items() if form.weights}
+
+    def sums_of(logits: jax.Array, pixels: Any) -> dict[str, Any]:
+        given = pixels["labels"], pixels["where"], pixels["weights"]
+        return {name: form.sums(logits, *given[:2], given[2].get(name)) for name, form in forms.items()}
+
+    return sum_over_rows(sums_of, plan, values, {"labels": labels, "where": where, "weights": weights})
 
 
 def compose(loss_config: Mapping[str, Any]) -> Composition:

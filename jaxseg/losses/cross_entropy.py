@@ -12,7 +12,7 @@ from jaxseg.core.names import call_with_options
 from jaxseg.losses import options
 from jaxseg.losses.border_weights import checked_border_options, class_map_border_weights
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs, checked_pixel_weights
-from jaxseg.losses.reduction import Loss, pixel_counts
+from jaxseg.losses.reduction import Loss, pixel_counts, pixel_sums, weighted_pixel_sums
 
 
 def build(
@@ -52,10 +52,20 @@ def build(
     def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         if border is None:
             return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, class_weights=weights)
-        plus = _with_border_weights(logits, labels, where, weights, border)
-        return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing, pixel_weights=plus)
+        logits, labels, where = checked_inputs(logits, labels, where)
+        plus = with_border(None, labels, where)
+        return unweighted(logits, labels, where=where) * plus.astype(logits.dtype)
 
-    return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights))
+    def unweighted(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+        checked_class_weights(weights, jnp.shape(logits)[-1], jnp.dtype(jnp.float32))
+        return cross_entropy(logits, labels, where=where, label_smoothing=label_smoothing)
+
+    def with_border(pixels: None, labels: jax.Array, where: jax.Array) -> jax.Array:
+        del pixels
+        return _with_border_weights(labels, where, weights, border or {})
+
+    by_rows = pixel_sums(values) if border is None else weighted_pixel_sums(unweighted, with_border)
+    return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights), by_rows=by_rows)
 
 
 def cross_entropy(
@@ -109,17 +119,12 @@ def cross_entropy(
 
 
 def _with_border_weights(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    where: ArrayLike | None,
-    class_weights: Sequence[float] | None,
-    border: Mapping[str, Any],
+    labels: jax.Array, where: jax.Array, class_weights: Sequence[float] | None, border: Mapping[str, Any]
 ) -> jax.Array:
-    """`w_y + w0 exp(-(d1 + d2)^2 / (2 sigma^2))` for each pixel, 0 outside `where`."""
-    logits, labels, where = checked_inputs(logits, labels, where)
-    weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
-    own = jnp.ones(labels.shape, logits.dtype) if weights is None else weights[jnp.where(where, labels, 0)]
-    return jnp.where(where, own + class_map_border_weights(labels, where=where, **border).astype(own.dtype), 0.0)
+    """`w_y + w0 exp(-(d1 + d2)^2 / (2 sigma^2))` for each pixel, 0 outside `where`; float32 `[*b, h, w]`."""
+    own = jnp.asarray(1.0 if class_weights is None else class_weights, jnp.float32)
+    own = own if class_weights is None else own[jnp.where(where, labels, 0)]
+    return jnp.where(where, own + class_map_border_weights(labels, where=where, **border), 0.0)
 
 
 @jax.custom_vjp

@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 from jaxseg.losses import options
 from jaxseg.losses.overlap import (
     Classes,
+    Overlap,
     error_ratio,
     overlap_counts,
     region_loss,
@@ -40,7 +41,7 @@ def build(
     smooth = options.number("dice.smooth", smooth)
     return region_loss(
         "dice",
-        dice,
+        dice_of,
         smooth=smooth,
         squared=squared,
         classes=classes,
@@ -93,5 +94,9 @@ def dice(
     Differences: V-Net's formula has no `smooth`.
     """
     overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image, squared=squared)
-    loss = error_ratio(overlap.error, 2 * overlap.true_positive, smooth)
-    return region_values(loss, overlap, classes)
+    return dice_of(overlap, classes=classes, smooth=smooth)
+
+
+def dice_of(overlap: Overlap, *, classes: Classes, smooth: float) -> jax.Array:
+    """`dice` of soft counts."""
+    return region_values(error_ratio(overlap.error, 2 * overlap.true_positive, smooth), overlap, classes)

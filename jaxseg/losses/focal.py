@@ -10,7 +10,7 @@ from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs
 from jaxseg.losses.modulation import checked_gamma, modulated
-from jaxseg.losses.reduction import Loss, pixel_counts
+from jaxseg.losses.reduction import Loss, pixel_counts, pixel_sums
 
 
 def build(
@@ -36,7 +36,7 @@ def build(
     def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         return focal(logits, labels, where=where, gamma=gamma, class_weights=weights)
 
-    return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights))
+    return Loss(values, pixel_counts(normalizer=normalizer, class_weights=weights), by_rows=pixel_sums(values))
 
 
 def focal(

@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
-from jaxseg.losses.overlap import Classes, region_loss
+from jaxseg.losses.overlap import Classes, Overlap, overlap_counts, region_loss
 from jaxseg.losses.reduction import Loss
-from jaxseg.losses.tversky import tversky
+from jaxseg.losses.tversky import tversky_of
 
 
 def build(
@@ -48,7 +48,7 @@ def build(
     smooth = options.number("focal_tversky.smooth", smooth)
     return region_loss(
         "focal_tversky",
-        focal_tversky,
+        focal_tversky_of,
         alpha=alpha,
         beta=beta,
         gamma=gamma,
@@ -104,7 +104,12 @@ def focal_tversky(
     Reference: Abraham and Khan, arXiv 1810.07842, equation 4.
     Differences: their equation 3 gives alpha = .7 to the false negatives, which here is `beta`; it has no `smooth`.
     """
-    choices: dict[str, Any] = {"per_image": per_image, "classes": classes, "activation": activation}
-    loss = tversky(logits, labels, where=where, alpha=alpha, beta=beta, smooth=smooth, **choices)
+    overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image)
+    return focal_tversky_of(overlap, classes=classes, alpha=alpha, beta=beta, gamma=gamma, smooth=smooth)
+
+
+def focal_tversky_of(overlap: Overlap, *, gamma: float, **tversky_options: Any) -> jax.Array:
+    """`focal_tversky` of soft counts; the other options are `tversky_of`'s."""
+    loss = tversky_of(overlap, **tversky_options)
     right = loss == 0  # masked before the power, whose slope there is infinite; so is what takes no part
     return jnp.where(right, 0.0, jnp.where(right, 1.0, loss) ** (1 / gamma))

@@ -52,7 +52,7 @@ def build(
     smooth = options.number("generalized_dice.smooth", smooth)
     loss = region_loss(
         "generalized_dice",
-        generalized_dice,
+        generalized_dice_of,
         weighting=weighting,
         absent_weight=absent_weight,
         smooth=smooth,
@@ -110,6 +110,15 @@ def generalized_dice(
     let absent classes outweigh everything else, hence `classes` and `absent_weight`.
     """
     overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image)
+    return generalized_dice_of(
+        overlap, classes=classes, weighting=weighting, absent_weight=absent_weight, smooth=smooth
+    )
+
+
+def generalized_dice_of(
+    overlap: Overlap, *, classes: Classes, weighting: str, absent_weight: str, smooth: float
+) -> jax.Array:
+    """`generalized_dice` of soft counts."""
     weights = _weights(overlap, classes, weighting, absent_weight)
     error = jnp.sum(weights * overlap.error, axis=-1)
     agreement = jnp.sum(weights * 2 * overlap.true_positive, axis=-1)

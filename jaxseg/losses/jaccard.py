@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 from jaxseg.losses import options
 from jaxseg.losses.overlap import (
     Classes,
+    Overlap,
     error_ratio,
     overlap_counts,
     region_loss,
@@ -38,7 +39,7 @@ def build(
     smooth = options.number("jaccard.smooth", smooth)
     return region_loss(
         "jaccard",
-        jaccard,
+        jaccard_of,
         smooth=smooth,
         classes=classes,
         per_image=per_image,
@@ -87,5 +88,9 @@ def jaccard(
     Differences: the paper has no `smooth`.
     """
     overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image)
-    loss = error_ratio(overlap.error, overlap.true_positive, smooth)
-    return region_values(loss, overlap, classes)
+    return jaccard_of(overlap, classes=classes, smooth=smooth)
+
+
+def jaccard_of(overlap: Overlap, *, classes: Classes, smooth: float) -> jax.Array:
+    """`jaccard` of soft counts."""
+    return region_values(error_ratio(overlap.error, overlap.true_positive, smooth), overlap, classes)

@@ -1,14 +1,12 @@
 """Log-cosh Dice loss (Jadon, arXiv 2006.14822)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.losses import options
-from jaxseg.losses.dice import dice
-from jaxseg.losses.overlap import Classes, region_loss
+from jaxseg.losses.dice import dice_of
+from jaxseg.losses.overlap import Classes, Overlap, overlap_counts, region_loss
 from jaxseg.losses.reduction import Loss
 
 
@@ -38,7 +36,7 @@ def build(
     smooth = options.number("log_cosh_dice.smooth", smooth)
     return region_loss(
         "log_cosh_dice",
-        log_cosh_dice,
+        log_cosh_dice_of,
         smooth=smooth,
         squared=squared,
         classes=classes,
@@ -87,6 +85,10 @@ def log_cosh_dice(
     Reference: Jadon, arXiv 2006.14822, equation 19 and table III.
     Differences: the paper takes one region and smooth = 1.
     """
-    choices: dict[str, Any] = {"per_image": per_image, "classes": classes, "activation": activation}
-    loss = dice(logits, labels, where=where, smooth=smooth, squared=squared, **choices)
-    return jnp.log(jnp.cosh(loss))  # 0 where a region takes no part, as Dice is
+    overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image, squared=squared)
+    return log_cosh_dice_of(overlap, classes=classes, smooth=smooth)
+
+
+def log_cosh_dice_of(overlap: Overlap, *, classes: Classes, smooth: float) -> jax.Array:
+    """`log_cosh_dice` of soft counts."""
+    return jnp.log(jnp.cosh(dice_of(overlap, classes=classes, smooth=smooth)))  # 0 where a region takes no part

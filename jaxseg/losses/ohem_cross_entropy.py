@@ -11,7 +11,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
 from jaxseg.losses.inputs import checked_class_weights, checked_inputs
-from jaxseg.losses.reduction import Loss
+from jaxseg.losses.reduction import Loss, weighted_pixel_sums
 from jaxseg.ops.selection import top_k_share
 
 
@@ -60,7 +60,17 @@ def build(
         valid = jnp.ones(jnp.shape(labels), bool) if where is None else jnp.asarray(where)
         return jnp.any(valid, axis=_axes(valid.ndim, per_image)).astype(jnp.float32)
 
-    return Loss(values, counts, whole_batch=not per_image)
+    def likelihoods(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+        checked_class_weights(weights, jnp.shape(logits)[-1], jnp.dtype(jnp.float32))
+        return negative_log_likelihood(*checked_inputs(logits, labels, where))
+
+    def shares(pixels: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+        kept, number = _kept(pixels, where, threshold, min_kept, _axes(pixels.ndim, per_image))
+        share = jnp.where(kept, 1 / number, 0.0)
+        return share if weights is None else share * jnp.asarray(weights, share.dtype)[jnp.where(where, labels, 0)]
+
+    by_rows = weighted_pixel_sums(likelihoods, shares, selects=True)
+    return Loss(values, counts, whole_batch=not per_image, by_rows=by_rows)
 
 
 def ohem_cross_entropy(
@@ -103,7 +113,15 @@ def ohem_cross_entropy(
     logits, labels, where = checked_inputs(logits, labels, where)
     weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
     loss = negative_log_likelihood(logits, labels, where)
-    axes = _axes(loss.ndim, per_image)
+    kept, number = _kept(loss, where, threshold, min_kept, _axes(loss.ndim, per_image))
+    share = jnp.where(kept, loss / number, 0.0)
+    return share if weights is None else share * weights[jnp.where(where, labels, 0)]
+
+
+def _kept(
+    loss: jax.Array, where: jax.Array, threshold: float, min_kept: int, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Which pixels are kept, and how many (at least 1, of the loss's type, with 1 for each of `axes`)."""
     least = jnp.full(
         [1 if axis in axes else n for axis, n in enumerate(loss.shape)], min(min_kept, 2**31 - 1), jnp.int32
     )
@@ -111,8 +129,7 @@ def ohem_cross_entropy(
     easy = loss <= -float(np.log(threshold))  # False for the NaN of an unknown label, which has to be seen
     kept = where & (hardest | ~easy)
     number = jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.int32)
-    share = jnp.where(kept, loss / jnp.maximum(number, 1).astype(loss.dtype), 0.0)
-    return share if weights is None else share * weights[jnp.where(where, labels, 0)]
+    return kept, jnp.maximum(number, 1).astype(loss.dtype)
 
 
 def _axes(ndim: int, per_image: bool) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.inputs import checked_inputs, checked_multilabel_inputs, image_axes
 from jaxseg.losses.multilabel import check_target_form
-from jaxseg.losses.reduction import Counts, Loss
+from jaxseg.losses.reduction import ByRows, Counts, Loss
 
 ACTIVATIONS = ("softmax", "sigmoid")
 CLASSES = ("present", "all")
@@ -69,6 +69,24 @@ def overlap_counts(
     Raises:
       TypeError, ValueError: see `checked_inputs` and `checked_multilabel_inputs`; there are no rows and columns.
     """
+    return overlap_of(
+        overlap_sums(logits, labels, where=where, activation=activation, squared=squared), per_image=per_image
+    )
+
+
+def overlap_sums(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    activation: str = "softmax",
+    squared: bool = False,
+) -> tuple[jax.Array, ...]:
+    """What `overlap_of` makes soft counts of, each `[*b, c]`: those of parts of an image add up to the image's.
+
+    `sum y`, the number of valid pixels, `sum (1 - p) y`, `sum p (1 - y)` and, if `squared`, `sum (p - y)^2`.
+    Arguments and errors as in `overlap_counts`.
+    """
     if activation == "softmax":
         logits, labels, where = checked_inputs(logits, labels, where)
         images = image_axes(logits.shape, per_image=True)
@@ -85,14 +103,17 @@ def overlap_counts(
         true, valid = (jnp.sum(mask, axis=images, dtype=jnp.int32) for mask in (positive, where))
         sums = _sigmoid_sums(logits, positive, where, squared)
     size = jnp.where(unknown, jnp.nan, true.astype(logits.dtype))
-    parts = (size, valid.astype(logits.dtype), *sums)
+    return (size, valid.astype(logits.dtype), *sums)
+
+
+def overlap_of(sums: tuple[jax.Array, ...], *, per_image: bool = True) -> Overlap:
+    """The soft counts of `overlap_sums`; of the batch, `[c]`, where not `per_image`."""
     if not per_image:
-        lead = tuple(range(logits.ndim - 3))
-        parts = tuple(jnp.sum(part, axis=lead) for part in parts)
-    size, valid, false_negative, false_positive, *error = parts
+        sums = tuple(jnp.sum(part, axis=tuple(range(part.ndim - 1))) for part in sums)
+    size, valid, false_negative, false_positive, *squares = sums
     # A sum of rounded 1 - p may pass the number of pixels by a rounding error.
     true_positive = size - jnp.minimum(false_negative, size)
-    both = error[0] if squared else false_positive + false_negative
+    both = squares[0] if squares else false_positive + false_negative
     return Overlap(true_positive, false_positive, false_negative, both, size, valid)
 
 
@@ -147,15 +168,16 @@ def region_counts(classes: Classes, *, per_image: bool, multi_hot: bool = False)
 
 def region_loss(
     name: str,
-    function: Callable[..., jax.Array],
+    formula: Callable[..., jax.Array],
     *,
     classes: Classes,
     per_image: bool,
     activation: str,
     multi_hot: bool,
+    squared: bool = False,
     **others: Any,
 ) -> Loss:
-    """The loss `name` of a config, of the function `name`, with these options.
+    """The loss `name` of a config: `formula(overlap, classes=..., **others)` of the soft counts.
 
     Raises:
       JaxsegError: classes, activation or multi_hot are not what they can be.
@@ -165,14 +187,20 @@ def region_loss(
         raise JaxsegError(f"config.loss.{name}.multi_hot needs activation = 'sigmoid'.")
 
     def values(logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
-        found = function(
-            logits, labels, where=where, classes=classes, per_image=per_image, activation=activation, **others
-        )
+        found = of_sums(overlap_sums(logits, labels, where=where, activation=activation, squared=squared))
         check_target_form(logits, labels, multi_hot=multi_hot)
         return found
 
+    def of_sums(sums: tuple[jax.Array, ...]) -> jax.Array:
+        return formula(overlap_of(sums, per_image=per_image), classes=classes, **others)
+
+    def sums(logits: jax.Array, labels: jax.Array, where: jax.Array, weights: None) -> tuple[jax.Array, ...]:
+        del weights
+        return overlap_sums(logits, labels, where=where, activation=activation, squared=squared)
+
     counts = region_counts(classes, per_image=per_image, multi_hot=multi_hot)
-    return Loss(values, counts, whole_batch=not per_image)
+    by_rows = None if multi_hot else ByRows(sums, of_sums)
+    return Loss(values, counts, whole_batch=not per_image, by_rows=by_rows)
 
 
 def checked_region_options(name: str, classes: Classes, activation: str = "softmax", **at_least_zero: float) -> Classes:

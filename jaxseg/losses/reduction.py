@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,29 @@ from jaxseg.core.errors import JaxsegError
 
 NORMALIZERS = ("valid_pixels", "class_weights", "all_pixels", "images")
 Counts = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRows:
+    """How a loss comes from sums over pixels, so that an image can be worked through in blocks of rows.
+
+    `sum(Loss.values(logits, labels))` is `sum(values(sum over blocks of sums(block)))`. No function holds a traced
+    array but its arguments.
+
+    Attributes:
+      sums: `(logits [*b, r, w, c], labels [*b, r, w], where, weights) -> pytree of float arrays`, each image's own
+        (`[*b, ...]`), so that devices need not talk for each block; `weights` are the block's from `weights`, or None.
+      values: `(sums) -> float array` of any shape, its sum is the loss's.
+      pixels: `(logits, labels, where) -> [*b, r, w]`: what `weights` has to know of every pixel before the sums; None:
+        nothing.
+      weights: `(pixels [*b, h, w] or None, labels, where) -> [*b, h, w]`: of the whole batch, without gradient; None:
+        there are none.
+    """
+
+    sums: Callable[..., Any]
+    values: Callable[[Any], jax.Array] = lambda sums: sums
+    pixels: Callable[..., jax.Array] | None = None
+    weights: Callable[..., jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +48,13 @@ class Loss:
         from the labels alone, so that the divisor of a whole batch is known before its first part is computed.
       whole_batch: the value of one image depends on the others (pooled Dice, a common threshold), so that parts of a
         batch do not add up. The train step then computes all logits before the loss.
+      by_rows: how its values come from sums over pixels; None where they do not (a sort, distances).
     """
 
     values: Callable[..., jax.Array]
     counts: Counts
     whole_batch: bool = False
+    by_rows: ByRows | None = None
 
     def __call__(self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
         """The values, unreduced."""
@@ -43,6 +69,42 @@ class Loss:
         classes = jnp.asarray(logits).shape[-1]
         divisor = self.divisor(labels, where=where, num_classes=classes)
         return divide(jnp.sum(self(logits, labels, where=where)), divisor)
+
+
+def pixel_sums(values: Callable[..., jax.Array]) -> ByRows:
+    """The form of a loss whose values stand for themselves: `values(logits, labels, *, where)`, one or c a pixel."""
+
+    def sums(logits: jax.Array, labels: jax.Array, where: jax.Array, weights: None) -> jax.Array:
+        del weights
+        return image_sums(values(logits, labels, where=where), where)
+
+    return ByRows(sums)
+
+
+def weighted_pixel_sums(
+    values: Callable[..., jax.Array], weights: Callable[..., jax.Array], *, selects: bool = False
+) -> ByRows:
+    """The form of a loss that is a sum of pixels' values times weights that no gradient runs through.
+
+    Args:
+      values: `(logits, labels, *, where) -> [*b, r, w]`.
+      weights: as `ByRows.weights`; with `selects`, of all pixels' values, otherwise of None.
+      selects: the weights depend on the values, which then are computed twice.
+    """
+
+    def sums(logits: jax.Array, labels: jax.Array, where: jax.Array, weights: jax.Array) -> jax.Array:
+        found = values(logits, labels, where=where)
+        return image_sums(found * weights.astype(found.dtype), where)
+
+    def pixels(logits: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
+        return values(logits, labels, where=where)
+
+    return ByRows(sums, pixels=pixels if selects else None, weights=weights)
+
+
+def image_sums(values: jax.Array, where: jax.Array) -> jax.Array:
+    """`[*b, h, w, ...] -> [*b]`, `where` being `[*b, h, w]`."""
+    return jnp.sum(values, axis=tuple(range(where.ndim - 2, values.ndim)))
 
 
 def divide(total: jax.Array, divisor: jax.Array) -> jax.Array:

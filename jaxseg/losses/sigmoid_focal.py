@@ -10,7 +10,7 @@ from jaxseg.losses import options
 from jaxseg.losses.inputs import checked_class_weights, checked_multilabel_inputs
 from jaxseg.losses.modulation import checked_gamma, modulated
 from jaxseg.losses.multilabel import binary_log_likelihood, check_target_form, multilabel_counts
-from jaxseg.losses.reduction import Loss
+from jaxseg.losses.reduction import Loss, pixel_sums
 
 
 def build(
@@ -48,7 +48,8 @@ def build(
         check_target_form(logits, labels, multi_hot=multi_hot)
         return result
 
-    return Loss(values, multilabel_counts(normalizer=normalizer, class_weights=weights, multi_hot=multi_hot, loss=name))
+    counts = multilabel_counts(normalizer=normalizer, class_weights=weights, multi_hot=multi_hot, loss=name)
+    return Loss(values, counts, by_rows=None if multi_hot else pixel_sums(values))
 
 
 def sigmoid_focal(

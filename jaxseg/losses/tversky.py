@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 from jaxseg.losses import options
 from jaxseg.losses.overlap import (
     Classes,
+    Overlap,
     error_ratio,
     overlap_counts,
     region_loss,
@@ -44,7 +45,7 @@ def build(
     smooth = options.number("tversky.smooth", smooth)
     return region_loss(
         "tversky",
-        tversky,
+        tversky_of,
         alpha=alpha,
         beta=beta,
         smooth=smooth,
@@ -100,6 +101,10 @@ def tversky(
     belongs to the false positives. The paper has no `smooth`.
     """
     overlap = overlap_counts(logits, labels, where=where, activation=activation, per_image=per_image)
+    return tversky_of(overlap, classes=classes, alpha=alpha, beta=beta, smooth=smooth)
+
+
+def tversky_of(overlap: Overlap, *, classes: Classes, alpha: float, beta: float, smooth: float) -> jax.Array:
+    """`tversky` of soft counts."""
     error = alpha * overlap.false_positive + beta * overlap.false_negative
-    loss = error_ratio(error, overlap.true_positive, smooth)
-    return region_values(loss, overlap, classes)
+    return region_values(error_ratio(error, overlap.true_positive, smooth), overlap, classes)

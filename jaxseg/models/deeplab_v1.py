@@ -35,7 +35,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.fully_connected import FullyConnectedConvs
-from jaxseg.layers.heads import rates_at
+from jaxseg.layers.heads import rates_at, zoomed
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.trunk import make_trunk, taps_of
 from jaxseg.ops.pooling import average_pool
@@ -89,15 +89,17 @@ class DeepLabV1(nn.Module):
             deepest = average_pool(deepest, 3, strides=1, padding=1)
         fc7 = self.fc(deepest, train)
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=CLASSIFIER, name="classifier")(fc7)
+        outputs = taps_of(features) | {"fc7": fc7, "low_logits": low_logits}
+        if not self.multi_scale:
+            return outputs | zoomed("logits", low_logits, self.output_stride, size)
         logits = zoom(low_logits, self.output_stride, size)
-        if self.multi_scale:
-            scales = {"image": (x, 1)} | {
-                f"pool{i}": (features[f"pool{i}"], min(2**i, self.output_stride)) for i in (1, 2, 3, 4)
-            }
-            for name, (tap, stride) in scales.items():
-                options = self.num_classes, self.scale_channels, self.dropout_rate, self.dtype
-                logits = logits + zoom(ScaleBranch(*options, name=f"scale_{name}")(tap, train), stride, size)
-        return taps_of(features) | {"fc7": fc7, "low_logits": low_logits, "logits": logits}
+        scales = {"image": (x, 1)} | {
+            f"pool{i}": (features[f"pool{i}"], min(2**i, self.output_stride)) for i in (1, 2, 3, 4)
+        }
+        for name, (tap, stride) in scales.items():
+            options = self.num_classes, self.scale_channels, self.dropout_rate, self.dtype
+            logits = logits + zoom(ScaleBranch(*options, name=f"scale_{name}")(tap, train), stride, size)
+        return outputs | {"logits": logits}
 
 
 def build(

@@ -31,7 +31,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.fully_connected import FullyConnectedConvs
-from jaxseg.layers.heads import rates_at
+from jaxseg.layers.heads import enlarged, rates_at, zoomed
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.trunk import make_trunk, taps_of
 from jaxseg.ops.resize import ALIGNMENTS, resize
@@ -113,7 +113,7 @@ class DeepLabV2(nn.Module):
             features = self.backbone(x, train)
             low = self.aspp(features[f"s{self.output_stride}"], train)
             if len(self.scales) > 1:
-                outputs[f"aux/scale{round(100 * scale)}"] = self._enlarge(low, sides, size)
+                outputs |= self._enlarge(f"aux/scale{round(100 * scale)}", low, sides, size)
             if fused is None:
                 outputs |= taps_of(features)
                 fused = low
@@ -121,12 +121,15 @@ class DeepLabV2(nn.Module):
                 fused = jnp.maximum(fused, resize(low, fused.shape[-3:-1], alignment=self.alignment))
         assert fused is not None
         sides = [shrunk(n, self.scales[0], self.alignment) for n in size]
-        return outputs | {"low_logits": fused, "logits": self._enlarge(fused, sides, size)}
+        return outputs | {"low_logits": fused} | self._enlarge("logits", fused, sides, size)
 
-    def _enlarge(self, scores: jax.Array, sides: Sequence[int], size: Sequence[int]) -> jax.Array:
-        if self.alignment == "align_corners":
-            scores = zoom(scores, self.output_stride, sides)
-        return resize(scores, size, alignment=self.alignment)
+    def _enlarge(self, name: str, scores: jax.Array, sides: Sequence[int], size: Sequence[int]) -> Outputs:
+        if self.alignment == "half_pixel":
+            return enlarged(name, scores, size, alignment=self.alignment)
+        if tuple(sides) == tuple(size):
+            return zoomed(name, scores, self.output_stride, size)
+        # Two enlargements, one after the other, are none that has coarse logits.
+        return {name: resize(zoom(scores, self.output_stride, sides), size, alignment=self.alignment)}
 
 
 def build(

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from jaxseg.core.types import Outputs
 from jaxseg.layers.aspp import ASPP
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
-from jaxseg.layers.heads import AuxiliaryHead, rates_at
+from jaxseg.layers.heads import AuxiliaryHead, enlarged, rates_at
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
 from jaxseg.layers.trunk import make_trunk, taps_of
-from jaxseg.ops.resize import resize
 
 OUTPUT_STRIDES = (8, 16, 32)
 
@@ -47,9 +46,9 @@ class DeepLabV3(nn.Module):
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         outputs = taps_of(features)
         outputs |= {"aspp": encoded, "low_logits": low_logits}
-        outputs["logits"] = resize(low_logits, size, alignment=self.alignment)
+        outputs |= enlarged("logits", low_logits, size, alignment=self.alignment)
         if self.aux is not None:
-            outputs["aux/backbone"] = self.aux(features, size, train)
+            outputs |= self.aux(features, size, train)
         return outputs
 
 

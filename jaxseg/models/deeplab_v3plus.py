@@ -19,7 +19,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.aspp import ASPP
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal, separable_or_plain
-from jaxseg.layers.heads import AuxiliaryHead, check_tap, rates_at
+from jaxseg.layers.heads import AuxiliaryHead, check_tap, enlarged, rates_at
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
 from jaxseg.layers.trunk import make_trunk, taps_of
@@ -82,11 +82,10 @@ class DeepLabV3Plus(nn.Module):
         encoded = self.aspp(features[self.deepest], train)
         decoded = self.decoder(encoded, features[self.low_level], train)
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")
-        logits = resize(classifier(decoded), size, alignment=self.alignment)
-        outputs = taps_of(features)
-        outputs |= {"logits": logits, "aspp": encoded, "decoder": decoded}
+        outputs = taps_of(features) | {"aspp": encoded, "decoder": decoded}
+        outputs |= enlarged("logits", classifier(decoded), size, alignment=self.alignment)
         if self.aux is not None:
-            outputs["aux/backbone"] = self.aux(features, size, train)
+            outputs |= self.aux(features, size, train)
         return outputs
 
 

@@ -38,9 +38,9 @@ class FCNResNet(nn.Module):
         size = image.shape[-3:-1]
         features = self.backbone(image.astype(self.dtype), train)
         outputs: Outputs = {f"backbone/{name}": value for name, value in features.items()}
-        outputs["logits"] = self.head(features, size, train)
+        outputs |= self.head(features, size, train)
         if self.aux is not None:
-            outputs["aux/backbone"] = self.aux(features, size, train)
+            outputs |= self.aux(features, size, train)
         return outputs
 
 
@@ -105,5 +105,5 @@ def build(
         "dtype": dtype,
     }
     aux = AuxiliaryHead(num_classes, aux_tap, aux_channels, **shared) if aux_tap else None
-    head = AuxiliaryHead(num_classes, f"s{output_stride}", head_channels, **shared)
+    head = AuxiliaryHead(num_classes, f"s{output_stride}", head_channels, output="logits", **shared)
     return FCNResNet(backbone=extractor, head=head, aux=aux, dtype=dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxseg.core.names import call_with_options, resolve
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm
-from jaxseg.layers.heads import check_tap
+from jaxseg.layers.heads import check_tap, enlarged
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
 from jaxseg.ops.resize import resize
@@ -52,7 +52,7 @@ class LRASPP(nn.Module):
         low_logits = low_logits + Conv(self.num_classes, use_bias=True, name="high_classifier")(x)
         outputs = {f"backbone/{name}": value for name, value in features.items()}
         outputs |= {"gated": x, "low_logits": low_logits}
-        outputs["logits"] = resize(low_logits, image.shape[-3:-1], alignment=self.alignment)
+        outputs |= enlarged("logits", low_logits, image.shape[-3:-1], alignment=self.alignment)
         return outputs
 
 

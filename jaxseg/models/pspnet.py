@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
-from jaxseg.layers.heads import AuxiliaryHead
+from jaxseg.layers.heads import AuxiliaryHead, enlarged
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
 from jaxseg.layers.pyramid_pooling import PyramidPooling
 from jaxseg.layers.trunk import make_trunk, taps_of
-from jaxseg.ops.resize import resize
 
 OUTPUT_STRIDES = (8, 16, 32)
 STEM = {"stem": "deep", "dilate_first_unit": True}
@@ -48,9 +47,9 @@ class PSPNet(nn.Module):
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(fused)
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         outputs = taps_of(features) | {"pyramid": pyramid, "fusion": fused, "low_logits": low_logits}
-        outputs["logits"] = resize(low_logits, size, alignment=self.alignment)
+        outputs |= enlarged("logits", low_logits, size, alignment=self.alignment)
         if self.aux is not None:
-            outputs["aux/backbone"] = self.aux(features, size, train)
+            outputs |= self.aux(features, size, train)
         return outputs
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.heads import enlarged
 from jaxseg.layers.image import check_image
 from jaxseg.layers.trunk import make_trunk, taps_of
 from jaxseg.ops.pooling import max_pool
@@ -115,7 +116,7 @@ class RefineNet(nn.Module):
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         low_logits = Conv(self.num_classes, 3, use_bias=True, kernel_init=NORMAL, name="classifier")(x)
         outputs["low_logits"] = low_logits
-        return outputs | {"logits": resize(low_logits, image.shape[-3:-1], alignment="align_corners")}
+        return outputs | enlarged("logits", low_logits, image.shape[-3:-1], alignment="align_corners")
 
 
 def build(

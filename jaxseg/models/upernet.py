@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
-from jaxseg.layers.heads import AuxiliaryHead
+from jaxseg.layers.heads import AuxiliaryHead, enlarged
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import NormOptions
 from jaxseg.layers.pyramid_pooling import PyramidPooling
@@ -78,9 +78,9 @@ class UPerNet(nn.Module):
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         outputs = taps_of(features) | {f"pyramid{i + 1}": m for i, m in enumerate(maps)}
         outputs |= {"fusion": fused, "low_logits": low_logits}
-        outputs["logits"] = resize(low_logits, size, alignment=self.logits_alignment)
+        outputs |= enlarged("logits", low_logits, size, alignment=self.logits_alignment)
         if self.aux is not None:
-            outputs["aux/backbone"] = self.aux(features, size, train)
+            outputs |= self.aux(features, size, train)
         return outputs
 
     def _level(self, features: dict[str, jax.Array], i: int) -> jax.Array:

@@ -111,6 +111,7 @@ def _part_keys(keys: Any, number: jax.Array) -> Any:
     return {name: jax.random.fold_in(key, number) for name, key in keys.items()}
 
 
-def _rows_finite(logits: jax.Array) -> jax.Array:
-    """False where an image's logits are not finite."""
-    return jnp.isfinite(jnp.sum(logits, axis=tuple(range(1, logits.ndim))))
+def _rows_finite(logits: Any) -> jax.Array:
+    """False where an image's logits are not finite; coarse ones are finite where the enlarged ones are."""
+    (values,) = jax.tree.leaves(logits)
+    return jnp.isfinite(jnp.sum(values, axis=tuple(range(1, values.ndim))))

@@ -71,7 +71,8 @@ def run_steps(
         for step in range(start + 1, total + 1):
             batch = meter.timed_input(lambda: next(batches))
             placed = put_batch(run.mesh, {name: batch[name] for name in TRAINED_FIELDS})
-            state, values = train_step(state, placed)
+            with jax.transfer_guard("disallow"):  # nothing but the batch goes to the device, and that is there
+                state, values = train_step(state, placed)
             # The step before is looked at while this one runs; what is saved or shown below is looked at itself.
             if before:
                 before.check(run.name_of)

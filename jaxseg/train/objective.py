@@ -10,8 +10,8 @@ class Objective:
     """A loss of a model's outputs.
 
     Attributes:
-      forward: `(params, model_state, batch, keys) -> (outputs, updated model_state)`; outputs are arrays `[b, ...]`
-        that the loss takes, `logits` among them.
+      forward: `(params, model_state, batch, keys) -> (outputs, updated model_state)`; outputs are arrays `[b, ...]`,
+        or trees of such, that the loss takes, `logits` among them.
       divisors: `(batch) -> pytree`: what the loss divides by, from the labels of the whole batch.
       loss: `(outputs, batch, divisors, step) -> (loss, terms)`: a scalar, and named scalars to show beside it. Both of
         a part of a batch, with the divisors of the whole, add up to those of the batch, unless `whole_batch`.

@@ -110,7 +110,7 @@ def make_run(config: Any, *, open_data: bool = True) -> Run:
         raise JaxsegError(f"config.train.compute_dtype {dtype!r} is not known. {close_matches(dtype, COMPUTE_DTYPES)}")
     model = call_with_options(
         resolve("models", name),
-        options,
+        options | remat_option(config),
         where="config.model",
         num_classes=info.num_classes,
         dtype=COMPUTE_DTYPES[dtype],
@@ -126,6 +126,20 @@ def make_run(config: Any, *, open_data: bool = True) -> Run:
         window_px=tuple(config.evaluate.window_px),
     )
     return Run(config, info, mesh, model, tuple(mean), tuple(std), predictor, dataset)
+
+
+def remat_option(config: Any) -> dict[str, bool]:
+    """`{"remat": True}` for the network where `config.train.remat` says so; nothing otherwise.
+
+    Raises:
+      JaxsegError: it is neither True nor False, or `config.model.remat` says the opposite.
+    """
+    wanted = config.train.get("remat", False)
+    if not isinstance(wanted, bool):
+        raise JaxsegError(f"config.train.remat = {wanted!r} is not True or False.")
+    if wanted and config.model.get("remat", True) is not True:
+        raise JaxsegError("config.train.remat = True, but config.model.remat = False. Leave config.model.remat out.")
+    return {"remat": True} if wanted else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +185,7 @@ def make_training(run: Run) -> Training:
         image_mean=run.image_mean,
         image_std=run.image_std,
         num_classes=run.info.num_classes,
+        loss_block_rows=options.get("loss_block_rows", 0),
     )
     step = make_train_step(
         objective,

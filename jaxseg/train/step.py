@@ -39,6 +39,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step `(state, batch) -> (state, metrics)`; the given state is donated.
 
+    Each array of the new state takes the memory of the old one's. The batch is not donated: no result has its shape, so
+    that XLA could do nothing with it.
+
     The loss is that of the global batch, whatever the devices and accumulation steps.
 
     Args:

@@ -62,7 +62,7 @@ ADDING = {"cross_entropy": (lambda step: jnp.ones(()), cross_entropy.build())}
 POOLED = ADDING | {"pooled": (lambda step: jnp.asarray(5.0), pooled_square())}
 
 
-def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, **step_options):
+def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block_rows=0, **step_options):
     mesh = make_mesh({"data": -1, "fsdp": fsdp, "space": 1}, devices=jax.devices()[:devices])
     variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, jnp.zeros((1, 6, 5, 3)), train=False))(
         base_key(1)
@@ -81,6 +81,7 @@ def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, **ste
         image_mean=(127.5,) * 3,
         image_std=(127.5,) * 3,
         num_classes=CLASSES,
+        loss_block_rows=block_rows,
     )
     state = create_state(variables, optimizer, seed=0, ema=step_options.get("ema_decay", 0) > 0)
     step = make_train_step(objective, optimizer, schedule, state=state, mesh=mesh, **step_options)
