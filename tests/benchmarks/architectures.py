@@ -1,8 +1,10 @@
-"""`python -m tests.benchmarks.architectures RESULT.json`: every architecture at equal steps on the embedded data.
+"""`python -m tests.benchmarks.architectures RESULT.json [--part=train|speed]`: every architecture, alike.
 
-Runs experiments/architectures.py for each name in a process of its own, one after another, and writes mIoU and pixel
-accuracy on the validation scenes, parameters, FLOPs of a forward pass by XLA's count, images/s while training (median
-of the log lines after the first), and seconds of the whole run, start and compilation included.
+Part `train` runs experiments/architectures.py for each name in a process of its own, one after another, and writes
+mIoU and pixel accuracy on the validation scenes, parameters, FLOPs of a forward pass by XLA's count, images/s while
+training (median of the log lines after the first), and seconds of the whole run, start and compilation included. Part
+`speed` adds what --mode=bench finds at the crop's size, batch 8: images/s, compilation, FLOPs, memory. Both go into the
+same file; what it holds of the other part stays.
 """
 
 import argparse
@@ -64,6 +66,41 @@ def train(name, data, manual_dir, steps, workdir):
     }
 
 
+def speed(name, data, batch_size, workdir):
+    """The bench of the experiment; returns images/s, seconds to compile, FLOPs an image and memory of both parts."""
+    command = [sys.executable, "-m", "jaxseg.main", "--mode=bench", f"--workdir={workdir}"]
+    command += [f"--config=experiments/architectures.py:{name},{data}", f"--config.train.batch_size={batch_size}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    bench = json.loads((workdir / "bench.json").read_text())
+    found = {"batch_size": batch_size, "size_px": bench["settings"]["size_px"]}
+    for part in ("train", "inference"):
+        program = bench[part]["program"]
+        found[part] = {
+            "images_per_second": bench[part]["images_per_second"],
+            "seconds": bench[part]["seconds"],
+            "lower_seconds": program["lower_seconds"],
+            "compile_seconds": program["compile_seconds"],
+            "flops_an_image": program["flops"] / batch_size,
+            "share_of_matrix_rate": bench[part]["share_of_matrix_rate"],
+            "memory_bytes": program["memory"]["total"],
+        }
+    return found
+
+
+def made_with(arguments):
+    """Command, date, machine and versions; folders of the machine are left out of the command."""
+    given = {"part": arguments.part, "data": arguments.data, "names": arguments.names}
+    given |= {"steps": arguments.steps} if arguments.part == "train" else {"batch-size": arguments.batch_size}
+    given |= {"manual-dir": "DIR"} if arguments.manual_dir else {}
+    options = [f"--{name}={value}" for name, value in given.items()]
+    return {
+        "command": shlex.join([*COMMAND, arguments.result.name, *options]),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+    }
+
+
 def main():
     """Runs the names in turn; a result is written after each, so that what was measured is kept."""
     from experiments.architectures import NARROW
@@ -74,24 +111,34 @@ def main():
     parser.add_argument("--data", default="shapes", help="shapes or camvid")
     parser.add_argument("--manual-dir", default="", help="where camvid is")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--part", choices=("train", "speed"), default="train")
+    parser.add_argument("--batch-size", type=int, default=8, help="of part speed")
     arguments = parser.parse_args()
-    result = {
-        "command": shlex.join([*COMMAND, arguments.result.name, *(a for a in sys.argv[1:] if a.startswith("-"))]),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "data": arguments.data,
-        "steps": arguments.steps,
-        "networks": {},
-    }
+    result = json.loads(arguments.result.read_text()) if arguments.result.is_file() else {"networks": {}}
+    if arguments.part == "speed":
+        result["speed"] = made_with(arguments)
+    else:
+        result |= made_with(arguments) | {"data": arguments.data, "steps": arguments.steps}
     for name in arguments.names.split(","):
+        entry = result["networks"].setdefault(name, {})
         with tempfile.TemporaryDirectory() as folder:
-            found = train(name, arguments.data, arguments.manual_dir, arguments.steps, pathlib.Path(folder) / name)
-        found["parameters"], found["flops"] = cost(name, CLASSES[arguments.data])
-        result["networks"][name] = found
+            workdir = pathlib.Path(folder) / name
+            if arguments.part == "speed":
+                entry["speed"] = speed(name, arguments.data, arguments.batch_size, workdir)
+            else:
+                entry |= train(name, arguments.data, arguments.manual_dir, arguments.steps, workdir)
+                entry["parameters"], entry["flops"] = cost(name, CLASSES[arguments.data])
         arguments.result.write_text(json.dumps(result, indent=1) + "\n")
-        shown = f"{name:16} mIoU {found['miou_present']:.3f} {found['parameters'] / 1e6:6.2f} M parameters"
-        print(f"{shown} {found['flops'] / 1e9:6.2f} GFLOP {found['images_per_second']:6.1f} images/s", flush=True)
+        print(line_of(name, entry, arguments.part), flush=True)
+
+
+def line_of(name, entry, part):
+    """What was just found of a network, as a line."""
+    if part == "speed":
+        ways = [f"{way} {entry['speed'][way]['images_per_second']:6.1f} images/s" for way in ("train", "inference")]
+        return f"{name:16} {', '.join(ways)}, compiled in {entry['speed']['train']['compile_seconds']:.0f} s"
+    shown = f"{name:16} mIoU {entry['miou_present']:.3f} {entry['parameters'] / 1e6:6.2f} M parameters"
+    return f"{shown} {entry['flops'] / 1e9:6.2f} GFLOP {entry['images_per_second']:6.1f} images/s"
 
 
 if __name__ == "__main__":
