@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import NormOptions
@@ -78,6 +79,8 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     padding: str = "same"
     last_convolution: bool = False
+    dilate_first_unit: bool = False
+    stop_at_output_stride: bool = False
     norm: NormOptions = NormOptions(epsilon=1e-3)
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -96,8 +99,11 @@ class MobileNetV2(nn.Module):
             for i in range(units):
                 strides, unit_rate = (first_stride if i == 0 else 1), rate
                 if strides > 1 and stride * strides > self.output_stride:
+                    if self.stop_at_output_stride:
+                        return features
                     # DeepLab: the unit that loses its stride keeps the rate it had; the units after it are dilated.
                     rate, strides = rate * strides, 1
+                    unit_rate = rate if self.dilate_first_unit else unit_rate
                 stride *= strides
                 block = unit(
                     divisible_by_8(channels * self.width),
@@ -146,6 +152,8 @@ def build(
     width: float = 1.0,
     padding: str = "same",
     last_convolution: bool = False,
+    dilate_first_unit: bool = False,
+    stop_at_output_stride: bool = False,
     norm_momentum: float = 0.9,
     norm_epsilon: float = 1e-3,
     freeze_norm: bool = False,
@@ -160,6 +168,9 @@ def build(
       padding: "same" as TensorFlow's weights expect, or "torch" (with `norm_epsilon=1e-5`: torchvision's network).
       last_convolution: the classifier's 1x1 convolution to 1280 channels gives the deepest features, as in
         segmentation_models_pytorch.
+      dilate_first_unit: the unit that loses its stride has the new rate already (DeepLab of
+        segmentation_models_pytorch); False: it keeps the rate before.
+      stop_at_output_stride: leave out the units beyond the output stride instead of dilating them.
       norm_momentum, norm_epsilon, freeze_norm: batch norm.
       remat: recompute each block in the backward pass instead of storing what is inside it.
       dtype: of the computation.
@@ -169,14 +180,21 @@ def build(
       "s32": 320, taps}; channels for width 1.
 
     Raises:
-      JaxsegError: an output stride that it cannot give.
+      JaxsegError: an output stride that it cannot give; a last convolution after units that are left out.
     """
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="mobilenet_v2")
+    if last_convolution and stop_at_output_stride and output_stride < 32:
+        raise JaxsegError(
+            f"mobilenet_v2: last_convolution = True follows the last unit, which stop_at_output_stride = True leaves "
+            f"out at output stride {output_stride}."
+        )
     return MobileNetV2(
         output_stride=output_stride,
         width=width,
         padding=padding,
         last_convolution=last_convolution,
+        dilate_first_unit=dilate_first_unit,
+        stop_at_output_stride=stop_at_output_stride,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),
         remat=remat,
         dtype=dtype,

@@ -4,9 +4,12 @@ Differences from the paper: the stride of a bottleneck stands in its 3x3 convolu
 the first 1x1 as in the paper and Caffe (`stride_in_1x1`). Above the output stride a stage's stride becomes an
 atrous rate.
 Variants: the deep stem of three 3x3 convolutions (`stem="deep"`; PSPNet, UPerNet), Caffe's pooling (`stem_pool`), rates
-of the first unit of a dilated stage (`dilate_first_unit`).
+of the first unit of a dilated stage (`dilate_first_unit`). ResNet-D (He et al. 2018, arXiv 1812.01187; timm's resnet50d
+and others) has a deep stem of 32, 32 and 64 channels and halves the shortcut by average pooling: `stem="deep",
+stem_channels=(32, 32, 64), pooled_shortcut=True`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +20,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import ConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import NormOptions
-from jaxseg.ops.pooling import max_pool
+from jaxseg.ops.pooling import average_pool, max_pool
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 OUTPUT_STRIDES = (4, 8, 16, 32)
@@ -40,6 +43,8 @@ class Bottleneck(nn.Module):
       dilation: of the 3x3 convolution.
       project_shortcut: 1x1 convolution on the shortcut.
       stride_in_1x1: the stride stands in the first 1x1.
+      shortcut_pool: average pooling before the shortcut's convolution, which then has no stride: "" none, "stride" 2x2
+        with the unit's stride, "same" 2x2 with stride 1 and zeros after the last row and column.
     """
 
     features: int
@@ -47,6 +52,7 @@ class Bottleneck(nn.Module):
     dilation: int = 1
     project_shortcut: bool = False
     stride_in_1x1: bool = False
+    shortcut_pool: str = ""
     padding: str = "torch"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
@@ -72,6 +78,7 @@ class Basic(nn.Module):
     dilation: int = 1
     project_shortcut: bool = False
     stride_in_1x1: bool = False
+    shortcut_pool: str = ""
     padding: str = "torch"
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
@@ -90,8 +97,14 @@ class Basic(nn.Module):
 def _shortcut(unit: Bottleneck | Basic, x: jax.Array, train: bool, shared: dict[str, Any]) -> jax.Array:
     if not unit.project_shortcut:
         return x
+    strides = 1 if unit.shortcut_pool else unit.strides
+    if unit.shortcut_pool == "stride":
+        x = average_pool(x, 2, strides=unit.strides, ceil=True, count_include_pad=False)
+    elif unit.shortcut_pool == "same":
+        # timm counts the zeros: the last row and column are averages over them too.
+        x = average_pool(jnp.pad(x, ((0, 0),) * (x.ndim - 3) + ((0, 1), (0, 1), (0, 0))), 2, strides=1)
     features = unit.features * unit.expansion
-    return ConvNorm(features, strides=unit.strides, activation=None, name="shortcut", **shared)(x, train)
+    return ConvNorm(features, strides=strides, activation=None, name="shortcut", **shared)(x, train)
 
 
 class ResNet(nn.Module):
@@ -103,7 +116,10 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = False
     dilate_first_unit: bool = False
     stem: str = "conv7"
+    stem_channels: tuple[int, ...] = (64,)
     stem_pool: str = "floor"
+    pooled_shortcut: bool = False
+    stop_at_output_stride: bool = False
     width: int = 64
     padding: str = "torch"
     norm: NormOptions = NormOptions()
@@ -114,12 +130,12 @@ class ResNet(nn.Module):
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """`[*b, h, w, 3]` -> features by stride, and the taps `stem_pool`, `stage1` .. `stage4`."""
         shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
-        if self.stem == "deep":
-            x = ConvNorm(self.width, 3, strides=2, name="stem1", **shared)(image, train)
-            x = ConvNorm(self.width, 3, name="stem2", **shared)(x, train)
-            x = ConvNorm(2 * self.width, 3, name="stem3", **shared)(x, train)
-        else:
-            x = ConvNorm(self.width, 7, strides=2, name="stem", **shared)(image, train)
+        x = image
+        for i, channels in enumerate(self.stem_channels):
+            if self.stem == "deep":
+                x = ConvNorm(channels, 3, strides=2 if i == 0 else 1, name=f"stem{i + 1}", **shared)(x, train)
+            else:
+                x = ConvNorm(channels, 7, strides=2, name="stem", **shared)(x, train)
         features = {"s2": x}
         pooling = {"padding": "SAME"} if self.padding == "same" else STEM_POOLS[self.stem_pool]
         features["stem_pool"] = x = max_pool(x, 3, strides=2, **pooling)
@@ -128,12 +144,16 @@ class ResNet(nn.Module):
         stride, rate = 4, 1
         for stage, units in enumerate(UNITS[self.depth]):
             first_stride, first_rate = (1 if stage == 0 else 2), rate
-            if stride * first_stride > self.output_stride:
+            beyond = stride * first_stride > self.output_stride
+            if beyond and self.stop_at_output_stride:
+                break
+            if beyond:
                 # The unit that loses its stride keeps the rate it had (torchvision, DeepLab); the next are dilated.
                 rate, first_stride = rate * first_stride, 1
                 first_rate = rate if self.dilate_first_unit else first_rate
             stride *= first_stride
             width = self.width * 2**stage
+            pool = "" if not self.pooled_shortcut else "same" if rate > 1 else "stride" if first_stride > 1 else ""
             for i in range(units):
                 dilation = first_rate if i == 0 else rate
                 if stage == 3 and self.multi_grid:
@@ -145,6 +165,7 @@ class ResNet(nn.Module):
                     project_shortcut=i == 0
                     and (first_stride > 1 or x.shape[-1] != width * block.expansion or stage > 0),
                     stride_in_1x1=self.stride_in_1x1,
+                    shortcut_pool=pool if i == 0 else "",
                     name=f"stage{stage + 1}_unit{i + 1}",
                     **shared,
                 )(x, train)
@@ -160,7 +181,10 @@ def build_resnet(
     stride_in_1x1: bool = False,
     dilate_first_unit: bool = False,
     stem: str = "conv7",
+    stem_channels: Sequence[int] = (),
     stem_pool: str = "floor",
+    pooled_shortcut: bool = False,
+    stop_at_output_stride: bool = False,
     width: int = 64,
     padding: str = "torch",
     norm_momentum: float = 0.9,
@@ -178,9 +202,13 @@ def build_resnet(
       stride_in_1x1: stride in the first 1x1 of a unit (the paper, Caffe) instead of the 3x3 (torchvision).
       dilate_first_unit: the unit that loses its stride has the stage's new rate already (PSPNet, DeepLab v2's Caffe
         networks); False: it keeps the rate before (torchvision, TensorFlow's DeepLab).
-      stem: "conv7", a 7x7 convolution, or "deep": 3x3 convolutions of width, width and 2 width channels.
+      stem: "conv7", a 7x7 convolution, or "deep", three 3x3 convolutions.
+      stem_channels: of its convolutions; () is (width,), deep (width, width, 2 width). ResNet-D's are (32, 32, 64).
       stem_pool: the 3x3 pooling after it: "floor" (torchvision), "ceil", or "caffe" (ceil, no padding). With padding
         "same" it is TensorFlow's.
+      pooled_shortcut: ResNet-D's: where a shortcut loses rows and columns, 2x2 average pooling does it, before the 1x1
+        convolution. In a dilated stage it averages with stride 1, as in timm.
+      stop_at_output_stride: leave out the stages beyond the output stride instead of dilating them.
       width: channels of the stem; 64 is the paper's.
       padding: "torch" (symmetric, torchvision) or "same" (TensorFlow).
       norm_momentum, norm_epsilon, freeze_norm: batch norm.
@@ -192,8 +220,8 @@ def build_resnet(
       "stage4"}. Channels: stem 64 (deep 128), stages 256, 512, 1024, 2048; 64, 128, 256, 512 for 18 and 34.
 
     Raises:
-      JaxsegError: an output stride that it cannot give, an unknown stem or pooling, or as many grid factors as the last
-        stage has no units.
+      JaxsegError: an output stride that it cannot give, an unknown stem or pooling, channels that the stem has no
+        convolutions for, or as many grid factors as the last stage has no units.
     """
     name = f"resnet{depth}"
     if depth not in UNITS:
@@ -202,6 +230,10 @@ def build_resnet(
     for option, value, known in (("stem", stem, STEMS), ("stem_pool", stem_pool, STEM_POOLS)):
         if value not in known:
             raise JaxsegError(f"{name}: {option} = {value!r} is not one of {', '.join(known)}.")
+    channels = tuple(stem_channels) or ((width, width, 2 * width) if stem == "deep" else (width,))
+    if len(channels) != (3 if stem == "deep" else 1) or min(channels) < 1:
+        count = "three" if stem == "deep" else "one"
+        raise JaxsegError(f"{name}: stem_channels = {channels} must be {count} for stem {stem!r}, and positive.")
     multi_grid = tuple(multi_grid)
     if multi_grid and (len(multi_grid) != UNITS[depth][3] or min(multi_grid) < 1):
         raise JaxsegError(f"{name}: multi_grid = {multi_grid} must be {UNITS[depth][3]} positive factors, or ().")
@@ -212,7 +244,10 @@ def build_resnet(
         stride_in_1x1=stride_in_1x1,
         dilate_first_unit=dilate_first_unit,
         stem=stem,
+        stem_channels=channels,
         stem_pool=stem_pool,
+        pooled_shortcut=pooled_shortcut,
+        stop_at_output_stride=stop_at_output_stride,
         width=width,
         padding=padding,
         norm=NormOptions(norm_momentum, norm_epsilon, freeze_norm),

@@ -2,6 +2,10 @@
 
 Differences from the paper: bins adapt to the feature map, as in the authors' PyTorch code; at a map of 60 x 60 (crop
 473) they are the Caffe release's fixed windows. Images need not be 8 k + 1 pixels.
+Variant: segmentation_models_pytorch ends the backbone at stride 8 instead of dilating it, has a bias for batch norm at
+the level of one bin, fuses by 1x1, classifies by 3x3 and drops whole channels: `single_bin_norm=False,
+fusion_kernel_size=1, classifier_kernel_size=3, channel_dropout=True, dropout_rate=0.2, backbone_options={"stem":
+"conv7", "stop_at_output_stride": True}`, `pyramid_channels` a quarter of the backbone's deepest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
 from jaxseg.layers.heads import AuxiliaryHead, enlarged
@@ -32,6 +37,8 @@ class PSPNet(nn.Module):
     num_classes: int
     deepest: str
     dropout_rate: float = 0.1
+    channel_dropout: bool = False
+    classifier_kernel_size: int = 1
     aux: AuxiliaryHead | None = None
     alignment: str = "align_corners"
     dtype: jnp.dtype = jnp.float32
@@ -44,8 +51,10 @@ class PSPNet(nn.Module):
         features = self.backbone(image.astype(self.dtype), train)
         pyramid = self.pooling(features[self.deepest], train)
         fused = self.fusion(pyramid, train)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(fused)
-        low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
+        whole = (-3, -2) if self.channel_dropout else ()
+        x = nn.Dropout(self.dropout_rate, whole, deterministic=not train, name="dropout")(fused)
+        scores: dict[str, Any] = {"use_bias": True, "kernel_init": classifier_normal(), "name": "classifier"}
+        low_logits = Conv(self.num_classes, self.classifier_kernel_size, **scores)(x)
         outputs = taps_of(features) | {"pyramid": pyramid, "fusion": fused, "low_logits": low_logits}
         outputs |= enlarged("logits", low_logits, size, alignment=self.alignment)
         if self.aux is not None:
@@ -61,8 +70,12 @@ def build(
     output_stride: int = 8,
     bins: Sequence[int] = (1, 2, 3, 6),
     pyramid_channels: int = 512,
+    single_bin_norm: bool = True,
     fusion_channels: int = 512,
+    fusion_kernel_size: int = 3,
+    classifier_kernel_size: int = 1,
     dropout_rate: float = 0.1,
+    channel_dropout: bool = False,
     alignment: str = "align_corners",
     aux_tap: str = "",
     aux_channels: int = 256,
@@ -83,8 +96,11 @@ def build(
       output_stride: 8 is the paper's.
       bins: rows and columns of the pyramid's levels.
       pyramid_channels: channels of each level.
-      fusion_channels: channels of the 3x3 convolution behind the pyramid.
+      single_bin_norm: batch norm on the level of one bin too; False: a bias instead.
+      fusion_channels, fusion_kernel_size: of the convolution behind the pyramid.
+      classifier_kernel_size: of the last convolution.
       dropout_rate: before the classifiers.
+      channel_dropout: drop whole channels before the main classifier instead of single values.
       alignment: of all resizing; the authors' is "align_corners", which is exact for images of 8 k + 1 pixels.
       aux_tap: the backbone's tap of the auxiliary head (the paper: "stage3", with loss weight 0.4); "" for none.
       aux_channels: its hidden channels.
@@ -99,8 +115,13 @@ def build(
       A module, `module.apply(variables, image, train)`.
 
     Raises:
-      JaxsegError: unknown backbone or option, impossible output stride.
+      JaxsegError: unknown backbone or option, impossible output stride, kernels of even size.
     """
+    if fusion_kernel_size % 2 == 0 or classifier_kernel_size % 2 == 0:
+        raise JaxsegError(
+            f"pspnet: fusion_kernel_size = {fusion_kernel_size} and classifier_kernel_size = {classifier_kernel_size} "
+            "must be odd."
+        )
     check_output_stride(output_stride, allowed=OUTPUT_STRIDES, model="pspnet")
     shared: dict[str, Any] = {"norm": NormOptions(norm_momentum, norm_epsilon, freeze_norm), "dtype": dtype}
     trunk = make_trunk(
@@ -115,11 +136,13 @@ def build(
     )
     return PSPNet(
         backbone=trunk,
-        pooling=PyramidPooling(pyramid_channels, tuple(bins), alignment, **shared),
-        fusion=ConvNorm(fusion_channels, 3, **shared),
+        pooling=PyramidPooling(pyramid_channels, tuple(bins), alignment, False, single_bin_norm, **shared),
+        fusion=ConvNorm(fusion_channels, fusion_kernel_size, **shared),
         num_classes=num_classes,
         deepest=f"s{output_stride}",
         dropout_rate=dropout_rate,
+        channel_dropout=channel_dropout,
+        classifier_kernel_size=classifier_kernel_size,
         aux=AuxiliaryHead(num_classes, aux_tap, aux_channels, dropout_rate, alignment, **shared) if aux_tap else None,
         alignment=alignment,
         dtype=dtype,

@@ -110,6 +110,11 @@ CATALOG: dict[str, Entry] = {
     "timm/resnet50.a1_in1k": _timm("v0.1-rsb-weights", "resnet50_a1_0-14fe96d1.pth", "torchvision_resnet"),
     "timm/resnet101.a1_in1k": _timm("v0.1-rsb-weights", "resnet101_a1_0-cdcb52a9.pth", "torchvision_resnet"),
     "timm/resnet152.a1_in1k": _timm("v0.1-rsb-weights", "resnet152_a1_0-2eee8a7a.pth", "torchvision_resnet"),
+    "timm/resnet18d.ra2_in1k": _timm("v0.1-weights", "resnet18d_ra2-48a79e06.pth", "timm_resnet_d"),
+    "timm/resnet34d.ra2_in1k": _timm("v0.1-weights", "resnet34d_ra2-f8dcfcaf.pth", "timm_resnet_d"),
+    "timm/resnet50d.ra2_in1k": _timm("v0.1-weights", "resnet50d_ra2-464e36ba.pth", "timm_resnet_d"),
+    "timm/resnet101d.ra2_in1k": _timm("v0.1-weights", "resnet101d_ra2-2803ffab.pth", "timm_resnet_d"),
+    "timm/resnet152d.ra2_in1k": _timm("v0.1-weights", "resnet152d_ra2-5cac0439.pth", "timm_resnet_d"),
 }
 """`<publisher>/<network>.<weights>` as the publisher calls them."""
 

@@ -1,5 +1,7 @@
 """Parameter counts, strides, dilation and the layout of each backbone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from jaxseg.backbones import mobilenet_v2, resnet18, resnet34, resnet50, resnet101, resnet152
 from jaxseg.backbones.mobilenet_v2 import divisible_by_8
-from jaxseg.backbones.resnet import build_resnet
+from jaxseg.backbones.resnet import Basic, build_resnet
 from jaxseg.core.errors import JaxsegError
+from jaxseg.layers.norm import NormOptions
 
+RESNET_D = {"stem": "deep", "stem_channels": (32, 32, 64), "pooled_shortcut": True}
 IMAGE = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
 
 
@@ -34,10 +38,14 @@ def count(module):
         (resnet50.build(stem="deep"), 23_631_808),
         (resnet101.build(stem="deep", stride_in_1x1=True, stem_pool="caffe"), 42_623_936),
         (mobilenet_v2.build(), 1_811_712),
+        (resnet18.build(**RESNET_D), 11_708_744 - 513_000),
+        (resnet50.build(**RESNET_D), 25_576_264 - 2_049_000),
+        (resnet101.build(**RESNET_D), 44_568_392 - 2_049_000),
+        (resnet152.build(**RESNET_D), 60_212_040 - 2_049_000),
     ],
 )
 def test_parameter_counts(module, expected):
-    """Published trunks; 18 and 34 are torchvision's classifiers less their 513,000 of the last layer.
+    """Published trunks; 18 and 34 are torchvision's classifiers less their 513,000 of the last layer, ResNet-D timm's.
 
     MobileNetV2: the ImageNet file's 3,506,153 less `Conv_1` (412,160) and the 1001-way `Logits` (1,282,281).
     """
@@ -63,6 +71,9 @@ def test_keys_are_strides(build, output_stride):
         (mobilenet_v2.build, 32, [16, 24, 32, 96, 320]),
         (mobilenet_v2.build, 16, [16, 24, 32, 320]),
         (mobilenet_v2.build, 8, [16, 24, 320]),
+        (functools.partial(resnet50.build, stop_at_output_stride=True), 8, [64, 256, 512]),
+        (functools.partial(mobilenet_v2.build, stop_at_output_stride=True), 8, [16, 24, 32]),
+        (functools.partial(mobilenet_v2.build, stop_at_output_stride=True), 16, [16, 24, 32, 96]),
     ],
 )
 def test_channels(build, output_stride, channels):
@@ -138,6 +149,35 @@ def test_resnet_stems(size, pool, sizes):
     assert features["s4"].shape == (1, sizes[1], sizes[1], 64)
 
 
+@pytest.mark.parametrize(
+    "pool, strides, expected",
+    [
+        # A window beyond the border is the mean of what is there; with stride 1, of the zeros too.
+        ("stride", 2, [[3, 4.5], [7.5, 9]]),
+        ("same", 1, [[3, 4, 2.25], [6, 7, 3.75], [3.75, 4.25, 2.25]]),
+        ("", 2, [[1, 3], [7, 9]]),
+    ],
+)
+def test_shortcuts_by_average_pooling(pool, strides, expected):
+    image = jnp.arange(1.0, 10).reshape(1, 3, 3, 1)
+    unit = Basic(1, strides, project_shortcut=True, shortcut_pool=pool, norm=NormOptions(epsilon=0.0))
+    variables = unit.init(jax.random.key(0), image, False)
+    for name in ("conv1", "conv2"):
+        variables["params"][name]["conv"]["kernel"] *= 0
+    variables["params"]["shortcut"]["conv"]["kernel"] = jnp.ones((1, 1, 1, 1))
+    np.testing.assert_allclose(unit.apply(variables, image, False)[0, :, :, 0], expected, rtol=1e-6)
+
+
+def test_what_lies_beyond_the_output_stride_is_left_out():
+    for build in (resnet18.build, mobilenet_v2.build):
+        whole, short = (
+            shapes(build(output_stride=s, **o)) for s, o in ((32, {}), (8, {"stop_at_output_stride": True}))
+        )
+        assert set(short[0]["params"]) < set(whole[0]["params"])
+        assert {k: v.shape for k, v in short[1].items()} == {k: whole[1][k].shape for k in short[1]}
+        assert "s8" in short[1] and "s16" not in short[1]
+
+
 def test_resnet_stride_in_the_first_1x1():
     assert [s for _, s in convolutions(resnet50.build(stride_in_1x1=True))] == [1] * 16
 
@@ -156,6 +196,10 @@ def test_mobilenet_rates_are_deeplabs(output_stride, expected):
     if output_stride == 32:
         expected = [(1, 2), *expected[1:]]
     assert last == expected
+    eager = convolutions(mobilenet_v2.build(output_stride=output_stride, dilate_first_unit=True))
+    # The units that lose their stride (blocks 6 and 13) have the rate of those after them.
+    changed = {i: 32 // output_stride // (2 if i == 7 else 1) for i in (7, 14) if found[i] != eager[i]}
+    assert changed == {i: eager[i][0] for i in changed} and len(changed) == {32: 0, 16: 1, 8: 2}[output_stride]
     if output_stride == 8:
         # Block 6 loses its stride and keeps rate 1; blocks 7 to 13 have rate 2.
         assert found[-11:-3] == [(1, 1)] + [(2, 1)] * 7
@@ -201,5 +245,9 @@ def test_errors():
         resnet50.build(stem="depp")
     with pytest.raises(JaxsegError, match="stem_pool = 'same'"):
         resnet50.build(stem_pool="same")
+    with pytest.raises(JaxsegError, match=r"stem_channels = \(8, 8\) must be three for stem 'deep'"):
+        resnet50.build(stem="deep", stem_channels=(8, 8))
+    with pytest.raises(JaxsegError, match="last_convolution = True follows the last unit"):
+        mobilenet_v2.build(output_stride=8, last_convolution=True, stop_at_output_stride=True)
     with pytest.raises(JaxsegError, match="resnet51"):
         build_resnet(51)

@@ -235,3 +235,19 @@ def test_the_deeper_deeplab_has_the_same_names(torchvision, tmp_path, silent):
 def test_timm_names_its_resnets_alike(tmp_path, silent):
     timm = pytest.importorskip("timm")
     load(tmp_path, timm.create_model("resnet50.a1_in1k", pretrained=False), build_resnet(50), "torchvision_resnet")
+
+
+@pytest.mark.parametrize("depth, output_stride, size", [(18, 32, (67, 81)), (50, 32, (67, 81)), (50, 8, (65, 49))])
+def test_timm_resnet_d(depth, output_stride, size, tmp_path, silent):
+    timm = pytest.importorskip("timm")
+    theirs = randomize(timm.create_model(f"resnet{depth}d", pretrained=False, output_stride=output_stride))
+    options = {"stem": "deep", "stem_channels": (32, 32, 64), "pooled_shortcut": True, "output_stride": output_stride}
+    module = build_resnet(depth, **options)
+    variables, forward = load(tmp_path, theirs, module, "timm_resnet_d")
+    trunk = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith("fc."))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == trunk
+    image = picture(size)
+    with torch.no_grad():
+        expected = theirs.forward_features(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))
+    ours = forward(variables, image)[f"s{output_stride}"]
+    compare(f"resnet{depth}d stride {output_stride}", f"timm {timm.__version__} resnet{depth}d", ours, expected)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxseg.models import deeplab_v3, deeplab_v3plus, fcn_resnet, lraspp, unet_encoder, upernet
+from jaxseg.models import deeplab_v3, deeplab_v3plus, fcn_resnet, lraspp, pspnet, unet_encoder, upernet
 from jaxseg.weights.load import load_weights
 from tests.references.record import record_difference
 from tests.references.torch_variables import randomize, relative_difference, template_of
@@ -26,6 +26,8 @@ SMP_DEEPLAB_V3PLUS |= {"encoder_convolutions": 1, "decoder_convolutions": 1}
 SMP_DEEPLAB_V3PLUS |= {"backbone_options": {"dilate_first_unit": True}}
 SMP_UPERNET = {"pyramid_channels": 256, "fpn_channels": 256, "feature_norm": True, "pool_resize_first": False}
 SMP_UPERNET |= {"logits_alignment": "align_corners", "backbone_options": {"stem": "conv7"}}
+SMP_PSPNET = {"single_bin_norm": False, "fusion_kernel_size": 1, "classifier_kernel_size": 3, "channel_dropout": True}
+SMP_PSPNET |= {"dropout_rate": 0.2, "backbone_options": {"stem": "conv7", "stop_at_output_stride": True}}
 MOBILENET_V2 = {"padding": "torch", "norm_epsilon": 1e-5, "last_convolution": True}
 
 
@@ -107,25 +109,45 @@ def test_smp_deeplab_v3(stride, encoder, smp, tmp_path, silent):
     agree(tmp_path, f"deeplab_v3 {encoder}", reference, theirs, module, "smp_deeplab_v3", DIVISIBLE)
 
 
-@pytest.mark.parametrize("stride, encoder", [(8, "resnet50"), (16, "resnet34")])
+def over(encoder, table, options, **mobile):
+    """The table and the network's options for an encoder of segmentation_models_pytorch."""
+    if encoder != "mobilenet_v2":
+        return table, options | {"backbone": encoder}
+    return f"{table}_mobilenet_v2", options | {"backbone": encoder, "backbone_options": MOBILENET_V2 | mobile}
+
+
+@pytest.mark.parametrize(
+    "stride, encoder", [(8, "resnet50"), (16, "resnet34"), (16, "mobilenet_v2"), (8, "mobilenet_v2")]
+)
 def test_smp_deeplab_v3plus(stride, encoder, smp, tmp_path, silent):
     theirs = smp.DeepLabV3Plus(encoder, encoder_weights=None, encoder_output_stride=stride, classes=4)
     rates = (6, 12, 18) if stride == 8 else (12, 24, 36)
-    options = SMP_DEEPLAB_V3PLUS | {"output_stride": stride, "aspp_rates": rates}
-    module = deeplab_v3plus.build(num_classes=4, backbone=encoder, **options)
+    table, options = over(encoder, "smp_deeplab_v3plus", SMP_DEEPLAB_V3PLUS, dilate_first_unit=True)
+    module = deeplab_v3plus.build(num_classes=4, output_stride=stride, **(options | {"aspp_rates": rates}))
     reference = f"segmentation_models_pytorch {smp.__version__} DeepLabV3Plus {encoder}, stride {stride}"
-    agree(tmp_path, f"deeplab_v3plus {encoder}", reference, theirs, module, "smp_deeplab_v3plus", DIVISIBLE)
+    agree(tmp_path, f"deeplab_v3plus {encoder}", reference, theirs, module, table, DIVISIBLE)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("encoder, channels", [("resnet18", 32), ("resnet50", 128), ("mobilenet_v2", 8)])
+def test_smp_pspnet(encoder, channels, smp, tmp_path, silent):
+    theirs = smp.PSPNet(encoder, encoder_weights=None, classes=4)
+    changes = {"last_convolution": False, "stop_at_output_stride": True}
+    table, options = over(encoder, "smp_pspnet", SMP_PSPNET, **changes)
+    module = pspnet.build(num_classes=4, pyramid_channels=channels, **options)
+    reference = f"segmentation_models_pytorch {smp.__version__} PSPNet {encoder}"
+    agree(tmp_path, f"pspnet {encoder}", reference, theirs, module, table, (72, 104))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "mobilenet_v2"])
 def test_smp_upernet(encoder, smp, tmp_path, silent):
     theirs = smp.UPerNet(encoder, encoder_weights=None, classes=4)
     for norm in theirs.decoder.feature_norms:
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         torch.nn.init.uniform_(norm.bias, -0.3, 0.3)
-    module = upernet.build(num_classes=4, backbone=encoder, **SMP_UPERNET)
+    table, options = over(encoder, "smp_upernet", SMP_UPERNET)
+    module = upernet.build(num_classes=4, **options)
     reference = f"segmentation_models_pytorch {smp.__version__} UPerNet {encoder}"
-    agree(tmp_path, f"upernet {encoder}", reference, theirs, module, "smp_upernet", DIVISIBLE)
+    agree(tmp_path, f"upernet {encoder}", reference, theirs, module, table, DIVISIBLE)
 
 
 def test_names_and_shapes_of_others(smp, tmp_path, silent):

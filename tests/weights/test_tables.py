@@ -12,7 +12,7 @@ from jaxseg.backbones.densenet import build_densenet
 from jaxseg.backbones.mobilenet_v3 import build_mobilenet_v3
 from jaxseg.backbones.resnet import build_resnet
 from jaxseg.core.names import known_names, resolve
-from jaxseg.models import deeplab_v3, deeplab_v3plus, fcn_resnet, lraspp, unet_encoder, upernet
+from jaxseg.models import deeplab_v3, deeplab_v3plus, fcn_resnet, lraspp, pspnet, unet_encoder, upernet
 from jaxseg.weights import rules
 from jaxseg.weights.expectations import differences
 
@@ -27,8 +27,19 @@ SMP_DEEPLAB_V3PLUS |= {"encoder_convolutions": 1, "decoder_convolutions": 1}
 SMP_DEEPLAB_V3PLUS |= {"backbone_options": {"dilate_first_unit": True}}
 SMP_UPERNET = {"feature_norm": True, "pool_resize_first": False, "logits_alignment": "align_corners"}
 SMP_UPERNET |= {"pyramid_channels": 256, "fpn_channels": 256, "backbone_options": {"stem": "conv7"}}
+SMP_PSPNET = {"single_bin_norm": False, "fusion_kernel_size": 1, "classifier_kernel_size": 3, "channel_dropout": True}
+SMP_PSPNET |= {"pyramid_channels": 128, "backbone_options": {"stem": "conv7", "stop_at_output_stride": True}}
+RESNET_D = {"stem": "deep", "stem_channels": (32, 32, 64), "pooled_shortcut": True}
+
+
+def over_mobilenet_v2(options, **changes):
+    """The same network over torchvision's MobileNetV2."""
+    return options | {"backbone": "mobilenet_v2", "backbone_options": TORCH_MOBILENET_V2 | changes}
+
+
 NETWORKS = {
     "torchvision_resnet": [functools.partial(build_resnet, depth) for depth in (18, 50)],
+    "timm_resnet_d": [functools.partial(build_resnet, depth, **RESNET_D) for depth in (18, 50)],
     "torchvision_mobilenet_v2": [
         functools.partial(mobilenet_v2.build, padding="torch", norm_epsilon=1e-5, last_convolution=last)
         for last in (False, True)
@@ -51,6 +62,20 @@ NETWORKS = {
     "smp_deeplab_v3": [functools.partial(deeplab_v3.build, num_classes=2, **SMP_DEEPLAB_V3)],
     "smp_deeplab_v3plus": [functools.partial(deeplab_v3plus.build, num_classes=2, **SMP_DEEPLAB_V3PLUS)],
     "smp_upernet": [functools.partial(upernet.build, num_classes=2, **SMP_UPERNET)],
+    "smp_pspnet": [functools.partial(pspnet.build, num_classes=2, **SMP_PSPNET)],
+    "smp_deeplab_v3plus_mobilenet_v2": [
+        functools.partial(
+            deeplab_v3plus.build, num_classes=2, **over_mobilenet_v2(SMP_DEEPLAB_V3PLUS, dilate_first_unit=True)
+        )
+    ],
+    "smp_upernet_mobilenet_v2": [functools.partial(upernet.build, num_classes=2, **over_mobilenet_v2(SMP_UPERNET))],
+    "smp_pspnet_mobilenet_v2": [
+        functools.partial(
+            pspnet.build,
+            num_classes=2,
+            **over_mobilenet_v2(SMP_PSPNET, last_convolution=False, stop_at_output_stride=True),
+        )
+    ],
 }
 """Table -> the networks that it serves, built as it expects them."""
 

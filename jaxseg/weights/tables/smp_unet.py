@@ -10,6 +10,7 @@ IGNORED = {"classification_head.": "the classifier of whole images, where the fi
 ENCODER = {
     "backbone.stem": "conv7",
     "backbone.stem_pool": "floor",
+    "backbone.pooled_shortcut": False,
     "backbone.multi_grid": (),
     "backbone.padding": "torch",
     "backbone.stride_in_1x1": False,

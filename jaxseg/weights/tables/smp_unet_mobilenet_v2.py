@@ -9,13 +9,13 @@ from jaxseg.weights.tables.smp_unet import IGNORED, rules
 from jaxseg.weights.tables.torchvision_mobilenet_v2 import RULES as MOBILENET_V2
 from jaxseg.weights.tables.torchvision_resnet import IMAGE
 
-EXPECTS = {
-    "norm.epsilon": 1e-5,
+ENCODER = {
     "backbone.padding": "torch",
     "backbone.last_convolution": True,
     "backbone.norm.epsilon": 1e-5,
     **IMAGE,
 }
+EXPECTS = {"norm.epsilon": 1e-5, **ENCODER}
 __all__ = ["EXPECTS", "IGNORED", "TABLE"]
 
 TABLE = by_rules(rules(MOBILENET_V2))

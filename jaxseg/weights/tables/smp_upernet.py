@@ -4,11 +4,13 @@ Options: `backbone`, `pyramid_channels=256`, `fpn_channels=256`, `feature_norm=T
 `logits_alignment="align_corners"` and `backbone_options={"stem": "conv7"}`.
 """
 
+from collections.abc import Iterable
+
 from jaxseg.weights.rules import Rule, below, by_rules, conv_norm, minus
 from jaxseg.weights.tables.smp_unet import ENCODER, IGNORED
 from jaxseg.weights.tables.torchvision_resnet import RULES as RESNET
 
-EXPECTS = {
+HEAD = {
     "alignment": "half_pixel",
     "logits_alignment": "align_corners",
     "feature_norm": True,
@@ -17,8 +19,8 @@ EXPECTS = {
     "pooling.norm.epsilon": 1e-5,
     "pyramid.norm.epsilon": 1e-5,
     "fusion.norm.epsilon": 1e-5,
-    **ENCODER,
 }
+EXPECTS = {**HEAD, **ENCODER}
 __all__ = ["EXPECTS", "IGNORED", "TABLE"]
 
 
@@ -38,13 +40,16 @@ def _levels() -> list[Rule]:
     return table
 
 
-TABLE = by_rules(
-    [
-        *below("backbone/", "encoder.", RESNET),
+def rules(encoder: Iterable[Rule]) -> list[Rule]:
+    """The network's rules from those of its encoder."""
+    return [
+        *below("backbone/", "encoder.", encoder),
         Rule(r"feature_norm(\d)", minus(1, 1, "decoder.feature_norms.{1}")),
         *_levels(),
         *conv_norm("bottleneck", "decoder.psp.out_conv.0", "decoder.psp.out_conv.1"),
         *conv_norm("fusion", "decoder.fusion_block.0", "decoder.fusion_block.1"),
         Rule("classifier", "segmentation_head.0"),
     ]
-)
+
+
+TABLE = by_rules(rules(RESNET))
