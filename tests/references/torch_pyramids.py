@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.references.torch_resnet import ConvNorm, ResNet50
+from tests.references.torch_resnet import ConvNorm, ResNet
 
 
 def resized(x, like, corners):
@@ -46,12 +46,13 @@ class Auxiliary(nn.Module):
 class PSPNet(nn.Module):
     """Output stride 8, `n` channels a level, auxiliary head of `n` channels on the third stage."""
 
-    def __init__(self, classes, width, n):
+    def __init__(self, classes, width, n, depth=50):
         super().__init__()
-        self.backbone = ResNet50(width, deep=True, dilated=True)
-        self.pooling = Pyramid(32 * width, n, True, False)
-        self.fusion, self.classifier = ConvNorm(32 * width + 4 * n, 2 * n, 3), nn.Conv2d(2 * n, classes, 1)
-        self.aux = Auxiliary(16 * width, n, classes)
+        self.backbone = ResNet(width, depth=depth, deep=True, dilated=True)
+        *_, third, fourth = self.backbone.channels
+        self.pooling = Pyramid(fourth, n, True, False)
+        self.fusion, self.classifier = ConvNorm(fourth + 4 * n, 2 * n, 3), nn.Conv2d(2 * n, classes, 1)
+        self.aux = Auxiliary(third, n, classes)
 
     def forward(self, image):
         *_, third, fourth = self.backbone(image)
@@ -62,12 +63,14 @@ class PSPNet(nn.Module):
 class UPerNet(nn.Module):
     """The head for objects, `n` channels everywhere."""
 
-    def __init__(self, classes, width, n):
+    def __init__(self, classes, width, n, depth=50):
         super().__init__()
-        self.backbone, self.pooling = ResNet50(width, deep=True), Pyramid(32 * width, n, False, True)
-        self.bottleneck, self.pyramid = ConvNorm(32 * width + 4 * n, n, 3), nn.Module()
-        for i in (1, 2, 3):
-            setattr(self.pyramid, f"lateral{i}", ConvNorm(2 * width * 2**i, n))
+        self.backbone = ResNet(width, depth=depth, deep=True)
+        *fine, deepest = self.backbone.channels
+        self.pooling = Pyramid(deepest, n, False, True)
+        self.bottleneck, self.pyramid = ConvNorm(deepest + 4 * n, n, 3), nn.Module()
+        for i, c in enumerate(fine, start=1):
+            setattr(self.pyramid, f"lateral{i}", ConvNorm(c, n))
             setattr(self.pyramid, f"smooth{i}", ConvNorm(n, n, 3))
         self.fusion, self.classifier = ConvNorm(4 * n, n, 3), nn.Conv2d(n, classes, 1)
 
@@ -110,11 +113,11 @@ class BoundaryRefinement(nn.Module):
 class GCN(nn.Module):
     """Four global convolutions, nine refinements; every resize with aligned corners."""
 
-    def __init__(self, classes, width, k):
+    def __init__(self, classes, width, k, depth=50):
         super().__init__()
-        self.backbone = ResNet50(width)
-        for i in (1, 2, 3, 4):
-            setattr(self, f"global{i}", GlobalConvolution(2 * width * 2**i, classes, k))
+        self.backbone = ResNet(width, depth=depth)
+        for i, c in enumerate(self.backbone.channels, start=1):
+            setattr(self, f"global{i}", GlobalConvolution(c, classes, k))
             setattr(self, f"refine{i}", BoundaryRefinement(classes))
             if i < 4:
                 setattr(self, f"refine_sum{i}", BoundaryRefinement(classes))
@@ -183,12 +186,12 @@ class RefineBlock(nn.Module):
 class RefineNet(nn.Module):
     """Blocks of n, n, n and 2 n channels, from fine to coarse."""
 
-    def __init__(self, classes, width, n, links, conv_first, units):
+    def __init__(self, classes, width, n, links, conv_first, units, depth=50):
         super().__init__()
-        self.backbone = ResNet50(width)
-        for i in (1, 2, 3, 4):
+        self.backbone = ResNet(width, depth=depth)
+        for i, c in enumerate(self.backbone.channels, start=1):
             coarse = {3: 2 * n, 4: 0}.get(i, n)
-            block = RefineBlock(2 * width * 2**i, 2 * n if i == 4 else n, coarse, links, conv_first, units[i - 1])
+            block = RefineBlock(c, 2 * n if i == 4 else n, coarse, links, conv_first, units[i - 1])
             setattr(self, f"block{i}", block)
         self.classifier = conv3(n, classes, True)
 
