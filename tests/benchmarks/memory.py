@@ -1,9 +1,9 @@
 """`python -m tests.benchmarks.memory RESULT.json`: what compiled training programs hold, by XLA's memory analysis.
 
-Nothing runs: programs are lowered from shapes and compiled for the CPU. Part `loss`: value and gradient, by the coarse
-logits, of enlarging and cross-entropy at 8 x 1024 x 1024 x 150, at once and by blocks of rows. Part `step`: the train
-step of networks with and without `remat` and `loss_block_rows`. Peak is arguments + results + temporaries, with what is
-donated counted once.
+Programs are lowered from shapes and compiled for the CPU; none runs but in part `time`. Part `loss`: value and
+gradient, by the coarse logits, of enlarging and cross-entropy at 8 x 1024 x 1024 x 150, at once and by blocks of rows.
+Part `time`: the same at 512 x 512, in turns in one process, in seconds. Part `step`: the train step of networks with
+and without `remat` and `loss_block_rows`. Peak is arguments + results + temporaries, what is donated counted once.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 
-PARTS = ("loss", "step")
+PARTS = ("loss", "time", "step")
 CLASSES, ROWS, SIZE = 150, 8, 1024
 # Name -> model, options, classes, batch, side in pixels.
 STEPS = {
@@ -92,6 +92,41 @@ def losses():
     return found
 
 
+def times(size=512, turns=7):
+    """Minimal seconds of several turns, by the clock and of all threads: {case: {"at_once" or rows: {wall, cpu}}}."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxseg.core.types import CoarseLogits
+    from jaxseg.losses.composition import compose
+    from jaxseg.ops.resize import resize
+
+    rng, loss, found = np.random.default_rng(0), compose({"cross_entropy": 1.0}), {}
+    for rows, classes in ((2, 21), (1, 150)):
+        coarse = jnp.asarray(rng.normal(size=(rows, size // 16, size // 16, classes)), jnp.float32)
+        labels = jnp.asarray(rng.integers(0, classes, (rows, size, size)), jnp.int32)
+        plain = lambda x, y: loss(resize(x, (size, size), alignment="align_corners"), y)[0]  # noqa: E731
+        works = {"at_once": jax.jit(jax.value_and_grad(plain))}
+        for height in (8, 16, 32, 64, 128):
+            blocks = lambda x, y, n=height: loss.by_rows(CoarseLogits(x, "align_corners"), y, rows=n)[0]  # noqa: E731
+            works[f"{height} rows"] = jax.jit(jax.value_and_grad(blocks))
+        seconds = {name: [] for name in works}
+        for turn in range(turns + 1):
+            for name, work in works.items():
+                began = time.perf_counter(), time.process_time()
+                jax.block_until_ready(work(coarse, labels))
+                if turn:  # the first one compiles
+                    seconds[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        case = f"{rows} x {size} x {size} x {classes}, stride 16"
+        found[case] = {
+            name: {"wall": round(min(w for w, _ in s), 4), "cpu": round(min(c for _, c in s), 4)}
+            for name, s in seconds.items()
+        }
+        print(case, found[case], flush=True)
+    return found
+
+
 def step_program(name, options, classes, rows, side, *, remat, block_rows):
     """The train step (SGD with momentum, moving average) of a network. Returns bytes."""
     import jax
@@ -138,13 +173,12 @@ def steps():
     """Each network: plain, the loss by blocks, remat, both."""
     found = {}
     for title, (name, options, *sizes) in STEPS.items():
-        found[title] = {
-            "plain": step_program(name, options, *sizes, remat=False, block_rows=0),
-            "loss_block_rows 32": step_program(name, options, *sizes, remat=False, block_rows=32),
-            "remat": step_program(name, options, *sizes, remat=True, block_rows=0),
-            "remat, loss_block_rows 32": step_program(name, options, *sizes, remat=True, block_rows=32),
-        }
-        show(title, found[title])
+        found[title] = {}
+        for remat in (False, True):
+            for rows in (0, 16):
+                case = f"remat = {remat}, loss_block_rows = {rows}"
+                found[title][case] = step_program(name, options, *sizes, remat=remat, block_rows=rows)
+                show(title, {case: found[title][case]})
     return found
 
 
@@ -170,9 +204,9 @@ def main():
         "date": datetime.date.today().isoformat(),
         "machine": arguments.machine or platform.processor(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
-        "what": "bytes by XLA's memory analysis of programs compiled for the CPU, float32; nothing was run",
+        "what": "bytes by XLA's memory analysis of programs compiled for the CPU, float32; `time` in seconds, minima",
     }
-    work = {"loss": losses, "step": steps}
+    work = {"loss": losses, "time": times, "step": steps}
     result |= {part: work[part]() for part in arguments.parts}
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import known_names, resolve
+from jaxseg.ops.row_blocks import RowBlocks, map_rows
 
 MOBILE = {"backbone": "mobilenet_v2", "backbone_options": {"width": 0.1}}
 RESNET = {"backbone": "resnet18", "backbone_options": {"width": 4}}
@@ -120,6 +121,31 @@ def test_logits_at_the_inputs_size(name, shape):
     logits = forward(name)(variables(name), images(*shape))["logits"]
     assert logits.shape == (*shape[:-1], CLASSES) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all() and np.ptp(logits) > 0
+
+
+# Networks that end in something else than one resize or zoom: their losses take the logits as they are.
+NO_COARSE = {"dilation", "fcn", "gcn", "residual_fcn", "scnet_recon", "segnet", "segnet_basic", "tiramisu", "unet"}
+NO_COARSE |= {"unet_encoder"}
+
+
+@EVERY
+def test_coarse_logits_are_what_the_logits_come_from(name):
+    x = images(3, 33, 18, 3)  # the size of the test above, so that it is compiled already
+    run = forward(name)
+    if name == "deeplab_v1":  # several scales are several enlargements
+        run = jax.jit(lambda v, x: build(name, multi_scale=False).apply(v, x, False))
+    outputs = run(variables(name), x)
+    found = {key.removeprefix("coarse/"): value for key, value in outputs.items() if key.startswith("coarse/")}
+    assert ("logits" in found) == (MODELS[name][0] not in NO_COARSE)
+    if name == "deeplab_v2":  # the smaller scale is enlarged twice
+        assert "aux/scale100" in found and "aux/scale50" not in found
+    else:
+        assert {key for key in outputs if key.startswith("aux/")} <= set(found)
+    for key, coarse in found.items():
+        plan = RowBlocks(coarse.values.shape[-3:-1], x.shape[-3:-1], 7, coarse.alignment, coarse.grid)
+        where = {"where": jnp.ones(x.shape[:-1], bool)}
+        first = map_rows(lambda values, own: values[..., 0], plan, coarse.values, where)
+        np.testing.assert_allclose(first, outputs[key][..., 0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
