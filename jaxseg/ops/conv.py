@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops import depthwise
+from jaxseg.ops import depthwise, grouped
+from jaxseg.ops.dense import dilated, prefers_taps
 from jaxseg.ops.pointwise import pointwise
 
 Pair = tuple[int, int]
@@ -22,9 +23,9 @@ Pads = tuple[Pair, Pair]
 Padding = str | Sequence[Sequence[int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# As many groups or fewer are convolved one by one: XLA gathers the whole batch on every device for a grouped
-# convolution, and its CPU code for it is slow. AlexNet has two.
-FEW_GROUPS = 8
+# As many wide groups or fewer are convolved one by one on every platform: XLA gathers the whole batch on every device
+# for a grouped convolution. AlexNet has two.
+FEW_GROUPS = grouped.FEW_GROUPS
 
 
 def conv(
@@ -71,10 +72,15 @@ def conv(
         y = _pointwise(images, kernel, strides, pads, precision)
     elif groups > 1 and groups == c == kernel.shape[-1]:
         y = _depthwise(images, kernel, strides, pads, dilation, precision)
-    elif 1 < groups <= FEW_GROUPS:
+    elif groups > 1 and (groups > FEW_GROUPS or c // groups < grouped.BLOCK_CHANNELS):
+        window: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
+        y = grouped.grouped_conv(images, kernel, **window, groups=groups, precision=precision)
+    elif groups > 1:
         dense = functools.partial(_stock, strides=strides, pads=pads, dilation=dilation, groups=1, precision=precision)
         parts = zip(jnp.split(images, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
         y = jnp.concatenate([dense(*part) for part in parts], axis=-1)
+    elif strides == (1, 1) and prefers_taps(images.shape, kernel.shape, pads, dilation):
+        y = dilated(images, kernel, pads, dilation, precision)
     else:
         y = _stock(images, kernel, strides, pads, dilation, groups, precision)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
