@@ -2,6 +2,8 @@
 
 Command: python -m jaxseg.main --config=experiments/deeplab_voc.py [--config.data.manual_dir=DIR]
          python -m jaxseg.main --config=experiments/deeplab_voc.py:demo     (drawn scenes, minutes on a laptop)
+         python -m jaxseg.tools.convert deeplabv3_mnv2_os16_voc.npz --table=tf_slim_deeplab_v3 --output=DIR
+           --config=experiments/deeplab_voc.py:tf_slim    (then --mode=evaluate or --mode=predict with --workdir=DIR)
 The paper's setting: crop 513, batch 16, SGD 0.007 poly 0.9, 30,000 steps, output stride 16, scales 0.5 to 2.0, flips.
 Expected for ResNet-101 from ImageNet weights at output stride 16: the paper's table 3 has 78.85 mIoU on val; not
 measured here (the weights and the data set do not come with the code).
@@ -13,11 +15,11 @@ from experiments.defaults import IMAGENET, INCEPTION, defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; `demo` trains a small network on the embedded `shapes` data set."""
+    """The experiment; `demo` trains a small network on the embedded `shapes` data set, `tf_slim` is for conversion."""
     if arg == "demo":
         return demo()
-    if arg:
-        raise ValueError(f"experiments/deeplab_voc.py takes the argument 'demo' or none, not {arg!r}")
+    if arg not in (None, "tf_slim"):
+        raise ValueError(f"experiments/deeplab_voc.py takes the argument 'demo', 'tf_slim' or none, not {arg!r}")
     config = defaults()
     config.model = ConfigDict({"name": "deeplab_v3plus", "backbone": "resnet101", "output_stride": 16, **IMAGENET})
     config.data.update(
@@ -29,6 +31,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "evaluate_size_px": (513, 513),
         }
     )
+    if arg == "tf_slim":
+        # The published one of 2.1 million parameters: image pooling and a 1x1 convolution, no atrous branches.
+        options = {"backbone": "mobilenet_v2", "output_stride": 16, "aspp_rates": (), "norm_epsilon": 1e-3}
+        config.model = ConfigDict({"name": "deeplab_v3", **options, **INCEPTION})
+        config.evaluate.batch_size = 1
     return config
 
 

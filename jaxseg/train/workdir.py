@@ -80,6 +80,21 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or "unknown processor"
 
 
+def differences(workdir: pathlib.Path, config: dict[str, Any]) -> list[str]:
+    """A line for each key, of those that decide what is computed, whose value is not that of the directory's run.
+
+    Raises:
+      JaxsegError: the directory has no config of a run, or a damaged one.
+    """
+    theirs = flatten(read_config(workdir))
+    ours = flatten(json.loads(json.dumps(config)))
+    return [
+        f"  config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key, "absent") != ours.get(key, "absent") and not key.startswith(CHANGEABLE)
+    ]
+
+
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     """Makes the work directory this run's, or checks that it already is.
 
@@ -93,13 +108,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
             write_text(path, json.dumps(config, indent=2))
             write_text(workdir / "versions.json", json.dumps(versions(), indent=2))
         return
-    theirs = flatten(read_config(workdir))
-    ours = flatten(json.loads(json.dumps(config)))
-    differing = [
-        f"  config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key, "absent") != ours.get(key, "absent") and not key.startswith(CHANGEABLE)
-    ]
+    differing = differences(workdir, config)
     if differing:
         raise JaxsegError(
             f"{workdir} holds a run with another config:\n" + "\n".join(differing) + "\n"
