@@ -11,6 +11,7 @@ BENCH = {
     "steps": 10,
     "warmup_steps": 3,
     "input_batches": 20,
+    "profile_steps": 0,
     "torch_compile": False,
 }
 

@@ -167,7 +167,8 @@ def test_a_bench_beside_a_peer(small, monkeypatch, tmp_path, capsys):
 
 def test_networks_that_differ_are_told(small, monkeypatch):
     with_peer(monkeypatch, FakePeer(parameters=600))
-    result = mode.bench(tiny_config(parts=("inference",)), against="smp")
+    result = mode.bench(tiny_config(parts=("inference",), profile_steps=1), against="smp")
+    assert result["inference"]["profile"]["seconds_a_step"] > 0 and "profile:" in bench_text(result)
     assert result["peer"]["parameter_difference"] == pytest.approx((PARAMETERS - 600) / 600)
     assert result["peer"]["note"] in bench_text(result) and "train" not in result
     assert mode.parameter_difference(1005, 1000) == {"parameter_difference": 0.005}

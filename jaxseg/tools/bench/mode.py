@@ -14,6 +14,7 @@ from jaxseg.tools.bench.clock import Timing, alternate, ratios
 from jaxseg.tools.bench.device import measure_device, peak_bytes_in_use, process_peak_bytes, quickest
 from jaxseg.tools.bench.input import measure_input
 from jaxseg.tools.bench.peers import make_peer
+from jaxseg.tools.bench.profile import profile
 from jaxseg.tools.bench.program import InferenceWork, Program, TrainWork, random_batch
 from jaxseg.tools.bench.summary import bench_text
 from jaxseg.train.run import COMPUTE_DTYPES, Run, make_run, make_training
@@ -67,18 +68,22 @@ def bench(config: Any, *, against: str = "none") -> dict[str, Any]:
         result["peer"] = peer.facts() | parameter_difference(parameters, peer.parameters)
     train = TrainWork(run, training, batch) if {"train", "input"} & set(parts) else None
     measured: dict[str, tuple[Program, dict[str, Timing]]] = {}
+    profiles: dict[str, Any] = {}
     if "train" in parts and train:
         train()
         result["memory"] = memory_in_use(run)
         measured["train"] = train.program, take_turns(config, train, peer.train_step if peer else None)
+        profiles["train"] = profiled(config, train)
     state = train.state if train else place_state(training.first_state(), run.mesh)
     if "inference" in parts:
         inference = InferenceWork(run, state.variables(), batch["image"])
         measured["inference"] = inference.program, take_turns(config, inference, peer.inference if peer else None)
+        profiles["inference"] = profiled(config, inference)
     # Once more: another program on the machine makes a rate smaller, never larger.
     result["device"] = device = quickest(device, measure_device(run.mesh, dtype))
     for part, (program, timings) in measured.items():
         result[part] = figures(program, timings, device, batch_size=config.train.batch_size)
+        result[part] |= profiles[part]
     if train and "train" in parts:
         result["train"]["loss"] = train.loss
     if train and "input" in parts:
@@ -98,7 +103,7 @@ def check_options(config: Any) -> tuple[str, ...]:
             raise JaxsegError(f"config.bench.parts: {part!r} does not exist. {close_matches(part, PARTS)}")
     if not parts:
         raise JaxsegError(f"config.bench.parts is empty; give some of {', '.join(PARTS)}.")
-    for key, least in (("steps", 1), ("warmup_steps", 0), ("input_batches", 1)):
+    for key, least in (("steps", 1), ("warmup_steps", 0), ("input_batches", 1), ("profile_steps", 0)):
         if options[key] < least:
             raise JaxsegError(f"config.bench.{key} = {options[key]} must be at least {least}.")
     return parts
@@ -126,6 +131,12 @@ def take_turns(config: Any, ours: Callable[[], Any], theirs: Callable[[], Any] |
     """Our work, in turn with the peer's where there is one."""
     works = {OURS: ours} | ({THEIRS: theirs} if theirs else {})
     return alternate(works, steps=config.bench.steps, warmup_steps=config.bench.warmup_steps)
+
+
+def profiled(config: Any, work: TrainWork | InferenceWork) -> dict[str, Any]:
+    """`profile` where the config asks for its steps."""
+    steps = config.bench.profile_steps
+    return {"profile": profile(work, work.program.compiled.as_text(), steps)} if steps else {}
 
 
 def figures(program: Program, timings: dict[str, Timing], device: dict[str, Any], *, batch_size: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxseg.tools.bench.profile import profile_lines
+
 GIGA = 1e9
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -62,6 +64,8 @@ def part_lines(found: Mapping[str, Any]) -> list[str]:
         memory = program["memory"]
         parts = ", ".join(f"{name} {in_bytes(memory[name])}" for name in memory if name != "total")
         lines.append(f"  memory {in_bytes(memory['total'])} a device ({parts})")
+    if "profile" in found:
+        lines += profile_lines(found["profile"])
     return lines
 
 
