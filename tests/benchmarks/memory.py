@@ -4,6 +4,8 @@ Programs are lowered from shapes and compiled for the CPU; none runs but in part
 gradient, by the coarse logits, of enlarging and cross-entropy at 8 x 1024 x 1024 x 150, at once and by blocks of rows.
 Part `time`: the same at 512 x 512, in turns in one process, in seconds. Part `step`: the train step of networks with
 and without `remat` and `loss_block_rows`. Peak is arguments + results + temporaries, what is donated counted once.
+Part `kept`: bytes that differentiation keeps from the forward pass for the backward pass, before any compiler: what
+`remat` saves where the compiler computes twice what it is told to, which `step` shows for XLA's CPU compiler.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import shlex
 import sys
 import time
 
-PARTS = ("loss", "time", "step")
+PARTS = ("loss", "time", "kept", "step")
 CLASSES, ROWS, SIZE = 150, 8, 1024
 # Name -> model, options, classes, batch, side in pixels.
 STEPS = {
@@ -182,6 +184,47 @@ def steps():
     return found
 
 
+def kept():
+    """Bytes of the residuals of each network's logits (parameters not counted), with and without remat."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxseg.core.names import resolve
+
+    found = {}
+    for title, (name, options, classes, rows, side) in STEPS.items():
+        found[title] = {}
+        image = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.float32)
+        for remat in (False, True):
+            model = resolve("models", name)(num_classes=classes, remat=remat, **options)
+            keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+            variables = jax.eval_shape(lambda x, m=model, k=keys: m.init(k, x, False), image)
+
+            def residuals(params, rest, x, m=model, k=keys["dropout"]):
+                def logits(params):
+                    outputs, _ = m.apply(
+                        {**rest, "params": params}, x, True, mutable=["batch_stats"], rngs={"dropout": k}
+                    )
+                    return outputs["coarse/logits"].values if "coarse/logits" in outputs else outputs["logits"]
+
+                return jax.vjp(logits, params)[1]
+
+            rest = {key: value for key, value in variables.items() if key != "params"}
+            leaves = jax.tree.leaves(jax.eval_shape(residuals, variables["params"], rest, image))
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if not is_key(leaf))
+            own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables["params"]))
+            found[title][f"remat = {remat}"] = size - own
+            print(f"{title}: remat = {remat}: {(size - own) / 1e6:.1f} MB kept", flush=True)
+    return found
+
+
+def is_key(leaf):
+    """Whether it holds random keys."""
+    import jax
+
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def show(title, figures):
     """One line a program."""
     for name, figure in figures.items():
@@ -206,7 +249,7 @@ def main():
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         "what": "bytes by XLA's memory analysis of programs compiled for the CPU, float32; `time` in seconds, minima",
     }
-    work = {"loss": losses, "time": times, "step": steps}
+    work = {"loss": losses, "time": times, "kept": kept, "step": steps}
     result |= {part: work[part]() for part in arguments.parts}
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
 
