@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops import depthwise, grouped
-from jaxseg.ops.dense import dilated, prefers_taps
+from jaxseg.ops.dense import convolve, lowering
 from jaxseg.ops.pointwise import pointwise
 
 Pair = tuple[int, int]
@@ -79,8 +79,8 @@ def conv(
         dense = functools.partial(_stock, strides=strides, pads=pads, dilation=dilation, groups=1, precision=precision)
         parts = zip(jnp.split(images, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
         y = jnp.concatenate([dense(*part) for part in parts], axis=-1)
-    elif strides == (1, 1) and prefers_taps(images.shape, kernel.shape, pads, dilation):
-        y = dilated(images, kernel, pads, dilation, precision)
+    elif strides == (1, 1) and (chosen := lowering(images.shape, kernel.shape, pads, dilation)) is not None:
+        y = convolve(images, kernel, pads, dilation, chosen, precision)
     else:
         y = _stock(images, kernel, strides, pads, dilation, groups, precision)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])

@@ -43,6 +43,21 @@ THIN_CHANNELS = 16
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
+# The kernel gradient by rows: at most so many channels out and numbers a pixel, and at least so many pixels an image.
+ROWS_CHANNELS = 32
+ROWS_COLUMNS = 1024
+ROWS_PIXELS = 4096
+# Numbers of the image that lie beside each other at a time, about half of a core's second cache.
+ROWS_BLOCK = 2**17
+
+
+class Lowering(NamedTuple):
+    """What a CPU does: values and input gradient tap by tap or XLA's; kernel gradient "taps", "rows" or "xla"."""
+
+    by_taps: bool
+    kernel: str
+
+
 class _Tap(NamedTuple):
     """A kernel tap (row, column) and the rectangles that it joins: first output and input pixel, and their number."""
 
@@ -64,13 +79,17 @@ def useful_share(size: Pair, kernel_size: Pair, pads: Pads, dilation: Pair) -> f
     return share
 
 
-def prefers_taps(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair) -> bool:
-    """Whether `dilated` is the CPU's faster way for `[b, h, w, c]` and `[kh, kw, c, n]`; by shapes alone."""
-    channels = min(kernel[2:])
-    if max(dilation) == 1 or channels < THIN_CHANNELS:
-        return False
-    share = useful_share((image[1], image[2]), (kernel[0], kernel[1]), pads, dilation)
-    return 0 < share <= (SHARE if channels >= CHANNELS else THIN_SHARE)
+def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair) -> Lowering | None:
+    """The CPU's way for `[b, h, w, c]` and `[kh, kw, c, n]` at stride 1, by shapes alone; None: XLA's own."""
+    (h, w), (kh, kw, c, n) = image[1:3], kernel
+    if max(dilation) > 1 and min(c, n) >= THIN_CHANNELS:
+        share = useful_share((h, w), (kh, kw), pads, dilation)
+        if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
+            return Lowering(True, "taps" if share <= KERNEL_SHARE else "xla")
+    thin = n % 16 != 0 or max(c, n) <= 16
+    if thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS and h * w >= ROWS_PIXELS:
+        return Lowering(False, "rows")
+    return None
 
 
 def _along(n: int, out: int, k: int, lo: int, d: int) -> Iterator[tuple[int, int, int, int]]:
@@ -155,53 +174,84 @@ def _kernel_gradient_by_taps(
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _kernel_gradient_by_rows(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, precision: Any
+) -> jax.Array:
+    """For a block of rows at a time, the pixels of all taps beside each other and one product an image.
+
+    The batch axis stays in the sum, so that a batch split over devices is summed once, at the end.
+    """
+    (kh, kw, c, n), (b, h, w, _), (down, right) = kernel.shape, g.shape, dilation
+    most = max(1, ROWS_BLOCK // (w * kh * kw * c))
+    rows = max(r for r in range(1, min(most, h) + 1) if h % r == 0)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    padded = lax.optimization_barrier(padded)
+    dot = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), ((0,), (0,))), precision=precision)
+
+    def body(block: jax.Array, total: jax.Array) -> jax.Array:
+        pixels = lax.dynamic_slice_in_dim(padded, block * rows, rows + (kh - 1) * down, 1)
+        taps = [_cut(pixels, (i * down, j * right), (rows, w)) for i in range(kh) for j in range(kw)]
+        columns = jnp.concatenate(taps, axis=-1).astype(jnp.float32).reshape(b, rows * w, kh * kw * c)
+        part = lax.dynamic_slice_in_dim(g, block * rows, rows, 1).astype(jnp.float32)
+        return total + dot(part.reshape(b, rows * w, n), columns)
+
+    total = lax.fori_loop(0, h // rows, body, jnp.zeros((b, n, kh * kw * c), jnp.float32))
+    return jnp.sum(total, axis=0).T.reshape(kernel.shape).astype(kernel.dtype)
+
+
 def _stock(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=_DIMENSIONS, precision=precision
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def dilated(x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, precision: Any = None) -> jax.Array:
-    """Stride-1 convolution; on a CPU as products of each tap with the pixels that it sees, elsewhere XLA's own.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def convolve(
+    x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any = None
+) -> jax.Array:
+    """Stride-1 convolution; on a CPU each of its three parts as chosen, elsewhere XLA's own.
 
     `y[o, p, n] = sum_ijm kernel[i, j, m, n] x[o + d i - lo, p + d j - lo, m]`.
 
     Args:
       x: `[b, h, w, c]`.
       kernel: `[kh, kw, c, n]` of x's dtype.
-      pads: (before, after) for rows and for columns; `useful_share` must be above 0.
+      pads: (before, after) for rows and for columns.
       dilation: rows, columns.
+      chosen: see `lowering`; by taps only where `useful_share` is above 0.
       precision: as `jax.lax.dot_general`.
 
     Returns:
       `[b, h', w', n]` of x's dtype, summed in float32.
     """
-    return _forward(x, kernel, pads, dilation, precision)
+    return _forward(x, kernel, pads, dilation, chosen, precision)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
-def _forward(x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
+def _forward(
+    x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
+) -> jax.Array:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_forward_by_taps, **options),
-        default=functools.partial(_stock, **options),
-    )
+    stock = functools.partial(_stock, **options)
+    by_taps = functools.partial(_forward_by_taps, **options)
+    return lax.platform_dependent(x, kernel, cpu=by_taps if chosen.by_taps else stock, default=stock)
 
 
 def _vjp_forward(
-    x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, precision: Any
+    x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _forward(x, kernel, pads, dilation, precision), (x, kernel)
+    return _forward(x, kernel, pads, dilation, chosen, precision), (x, kernel)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
 def _vjp_backward(
-    pads: Pads, dilation: Pair, precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+    pads: Pads,
+    dilation: Pair,
+    chosen: Lowering,
+    precision: Any,
+    residuals: tuple[jax.Array, jax.Array],
+    g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
 
     def stock_input(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
@@ -211,11 +261,16 @@ def _vjp_backward(
         return jax.vjp(lambda kernel: _stock(x, kernel, **options), kernel)[1](g)[0]
 
     by_taps = functools.partial(_input_gradient_by_taps, **options)
-    dx = lax.platform_dependent(x, kernel, g, cpu=by_taps, default=stock_input)
-    if useful_share((x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1]), pads, dilation) > KERNEL_SHARE:
-        return dx, stock_kernel(x, kernel, g)
-    by_taps = functools.partial(_kernel_gradient_by_taps, **options)
-    return dx, lax.platform_dependent(x, kernel, g, cpu=by_taps, default=stock_kernel)
+    of_kernel = {
+        "taps": functools.partial(_kernel_gradient_by_taps, **options),
+        "rows": functools.partial(_kernel_gradient_by_rows, **options),
+        "xla": stock_kernel,
+    }
+    arguments = (*residuals, g)
+    return (
+        lax.platform_dependent(*arguments, cpu=by_taps if chosen.by_taps else stock_input, default=stock_input),
+        lax.platform_dependent(*arguments, cpu=of_kernel[chosen.kernel], default=stock_kernel),
+    )
 
 
-dilated.defvjp(_vjp_forward, _vjp_backward)
+convolve.defvjp(_vjp_forward, _vjp_backward)

@@ -45,16 +45,22 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients(case, monkeypatch):
-    monkeypatch.setattr(dense, "KERNEL_SHARE", 1.0)
+LOWERINGS = [(case, True, "taps") for case in CASES] + [
+    (case, False, "rows") for case in ("rate12", "uneven_padding", "kernel_4x2", "cropping")
+]
+
+
+@pytest.mark.parametrize("case, by_taps, kernel_gradient", LOWERINGS)
+def test_values_and_gradients(case, by_taps, kernel_gradient, monkeypatch):
+    monkeypatch.setattr(dense, "ROWS_BLOCK", 1400)  # several blocks of a few rows
+    chosen = dense.Lowering(by_taps, kernel_gradient)
     h, w, c, n, (kh, kw), rates, pads = CASES[case]
     a, b, d = jax.random.split(jax.random.key(3), 3)
     x, kernel = jax.random.normal(a, (2, h, w, c)), jax.random.normal(b, (kh, kw, c, n))
     theirs = functools.partial(stock, pads=pads, dilation=rates)
     g = jax.random.normal(d, jax.eval_shape(theirs, x, kernel).shape)
-    dense._vjp_backward.clear_cache()
-    got = jax.jit(lambda *a: with_gradients(lambda x, k: dense.dilated(x, k, pads, rates), *a))(x, kernel, g)
+    dense._vjp_backward.clear_cache()  # it was traced with the other size of blocks
+    got = jax.jit(lambda *a: with_gradients(lambda x, k: dense.convolve(x, k, pads, rates, chosen), *a))(x, kernel, g)
     dense._vjp_backward.clear_cache()
     expected_all = jax.jit(lambda *a: with_gradients(theirs, *a))(x, kernel, g)
     for ours, expected in zip(got, expected_all, strict=True):
@@ -94,31 +100,39 @@ def test_each_platform_gets_its_lowering():
 
 
 @pytest.mark.parametrize(
-    "h, c, n, rate, taken",
-    [(32, 2048, 256, 12, True), (32, 64, 64, 6, True), (32, 64, 64, 4, False), (32, 512, 512, 1, False)]
-    + [(41, 2048, 21, 24, True), (41, 2048, 21, 12, False), (32, 2048, 15, 24, False)],
+    "h, c, n, rate, chosen",
+    [(32, 2048, 256, 12, (True, "taps")), (32, 64, 64, 6, (True, "xla")), (32, 64, 64, 4, None)]
+    + [(41, 2048, 21, 24, (True, "taps")), (41, 2048, 21, 12, None), (32, 2048, 15, 24, None)]
+    + [
+        (64, 48, 12, 1, (False, "rows")),
+        (64, 16, 16, 1, (False, "rows")),
+        (64, 32, 16, 1, None),
+        (63, 16, 16, 1, None),
+    ],
 )
-def test_the_rule(h, c, n, rate, taken):
+def test_the_rule(h, c, n, rate, chosen):
     """Shares 0.56, 0.77, 0.84, 0.96 of 32 px; 0.37 and 0.65 of 41 px; 0.25."""
     pads = ((rate, rate), (rate, rate))
-    assert dense.prefers_taps((2, h, h, c), (3, 3, c, n), pads, (rate, rate)) is taken
+    assert dense.lowering((2, h, h, c), (3, 3, c, n), pads, (rate, rate)) == chosen
 
 
-def test_batch_over_four_devices_needs_no_all_gather():
-    x, kernel, g = routed(64, 64)
+@pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1)])
+def test_batch_over_four_devices_needs_no_all_gather(c, n, side, rate):
+    x, kernel, g = routed(c, n, side, side)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
     def f(x, kernel, g):
-        return with_gradients(lambda x, k: conv(x, k, dilation=5), x, kernel, g)
+        return with_gradients(lambda x, k: conv(x, k, dilation=rate), x, kernel, g)
 
     arrays = [jax.device_put(a, s) for a, s in ((x, split), (kernel, everywhere), (g, split))]
     compiled = jax.jit(f, out_shardings=(split, split, everywhere)).lower(*arrays).compile()
     hlo = compiled.as_text()
     assert not any(word in hlo for word in ("all-gather", "all-to-all", "collective-permute"))
     assert "all-reduce" in hlo
-    pads = ((5, 5), (5, 5))
-    theirs = jax.jit(lambda *a: with_gradients(lambda x, k: stock(x, k, pads, (5, 5)), *a))(x, kernel, g)
+    assert ("while" in hlo) == (rate == 1)  # the kernel gradient by rows is a loop; one sum over devices, after it
+    pads, rates = ((rate, rate), (rate, rate)), (rate, rate)
+    theirs = jax.jit(lambda *a: with_gradients(lambda x, k: stock(x, k, pads, rates), *a))(x, kernel, g)
     for ours, expected in zip(compiled(*arrays), theirs, strict=True):
         assert relative(ours, expected) < 1e-5
 
