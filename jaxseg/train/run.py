@@ -82,11 +82,21 @@ class Run:
         image = jnp.zeros((1, *size, 3), jnp.float32)
         return self.model.init({"params": key, "dropout": key}, image, train=False)
 
+    @functools.cached_property
+    def _initialize(self) -> Any:
+        """`initialize`, compiled; one object, so that its shapes and its values share one tracing of the network."""
+        return jax.jit(self.initialize)
+
+    def variable_shapes(self) -> Any:
+        """Shapes and dtypes of the model's variables, without computing them."""
+        with jax.default_device(jax.local_devices()[0]):  # another context would be another tracing
+            return jax.eval_shape(self._initialize, base_key(0))
+
     def initial_variables(self) -> Any:
         """Seeded variables on the host, with the weights that `config.weights` names; alike on every process."""
         with jax.default_device(jax.local_devices()[0]):
             key = jax.random.fold_in(base_key(self.config.seed), 0x1717)
-            variables = jax.tree.map(np.asarray, jax.jit(self.initialize)(key))
+            variables = jax.tree.map(np.asarray, self._initialize(key))
         if self.config.weights.path:
             options = self.config.weights.to_dict()
             settings = {"image_mean": self.image_mean, "image_std": self.image_std}
@@ -172,7 +182,7 @@ def make_training(run: Run) -> Training:
     accumulation = options.accumulation_steps
     check_batch_size(run.mesh, options.batch_size, key="config.train.batch_size", accumulation_steps=accumulation)
     check_batch_size(run.mesh, config.evaluate.batch_size, key="config.evaluate.batch_size")
-    shapes = jax.eval_shape(run.initialize, base_key(0))
+    shapes = run.variable_shapes()
     optimizer, schedule = make_optimizer(
         config.optimizer.to_dict(), shapes["params"], total_steps=options.total_steps, clip_norm=options.clip_norm
     )
