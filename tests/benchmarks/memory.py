@@ -4,8 +4,8 @@ Programs are lowered from shapes and compiled for the CPU; none runs but in part
 gradient, by the coarse logits, of enlarging and cross-entropy at 8 x 1024 x 1024 x 150, at once and by blocks of rows.
 Part `time`: the same at 512 x 512, in turns in one process, in seconds. Part `step`: the train step of networks with
 and without `remat` and `loss_block_rows`. Peak is arguments + results + temporaries, what is donated counted once.
-Part `kept`: bytes that differentiation keeps from the forward pass for the backward pass, before any compiler: what
-`remat` saves where the compiler computes twice what it is told to, which `step` shows for XLA's CPU compiler.
+Part `kept`: bytes that differentiation keeps from the forward pass for the backward pass, before any compiler; `step`
+shows what XLA's CPU compiler makes of it.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def build(
 
     With `loss_block_rows` the logits at full size are never whole in memory, in either pass: they are enlarged by that
     many rows at a time from what the network has before its last resize (`coarse/...` of its outputs). A network that
-    ends otherwise gives its logits as they are: of these, blocks save what the loss itself takes.
+    ends otherwise gives its logits as they are, which blocks work through all the same, to no gain.
 
     Raises:
       JaxsegError: `loss_block_rows` is no number of rows, or a term of the loss needs all logits at once.
