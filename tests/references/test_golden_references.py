@@ -4,6 +4,7 @@ The weights follow from our names, so they are carried to PyTorch's: its arrays 
 parity tests check moves the numbers, and where a number comes out its weight goes in.
 """
 
+import importlib
 import os
 import re
 
@@ -18,12 +19,12 @@ from tests.references.test_backbone_references import mobilenet_v3_rules
 from tests.references.torch_variables import to_variables
 
 torch = pytest.importorskip("torch")
-dilated = pytest.importorskip("tests.references.test_dilated_references")
-encoders = pytest.importorskip("tests.references.test_encoder_decoder_references")
-fcns = pytest.importorskip("tests.references.test_fcn_references")
-pyramids = pytest.importorskip("tests.references.torch_pyramids")
-tiramisu = pytest.importorskip("tests.references.torch_tiramisu")
-ResNet = pytest.importorskip("tests.references.torch_resnet").ResNet
+dilated = importlib.import_module("tests.references.test_dilated_references")
+encoders = importlib.import_module("tests.references.test_encoder_decoder_references")
+fcns = importlib.import_module("tests.references.test_fcn_references")
+pyramids = importlib.import_module("tests.references.torch_pyramids")
+tiramisu = importlib.import_module("tests.references.torch_tiramisu")
+ResNet = importlib.import_module("tests.references.torch_resnet").ResNet
 nn, F = torch.nn, torch.nn.functional
 
 SAME_NAMES = [(r"\.", "/")]

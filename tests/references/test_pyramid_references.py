@@ -3,6 +3,8 @@
 The twins' modules carry our names. Random weights and running statistics, float32, odd sizes.
 """
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from tests.references.record import record_difference
 from tests.references.torch_variables import randomize, relative_difference, template_of, to_variables
 
 torch = pytest.importorskip("torch")
-torch_tiramisu = pytest.importorskip("tests.references.torch_tiramisu")
-t = pytest.importorskip("tests.references.torch_pyramids")
+torch_tiramisu = importlib.import_module("tests.references.torch_tiramisu")
+t = importlib.import_module("tests.references.torch_pyramids")
 CLASSES, WIDTH = 5, 8
 TWIN = f"PyTorch {torch.__version__} twin from the layer table"
 RULES = [(r"\.", "/")]
