@@ -107,7 +107,7 @@ def test_each_platform_gets_its_lowering():
         (64, 48, 12, 1, (False, "rows")),
         (64, 16, 16, 1, (False, "rows")),
         (64, 32, 16, 1, None),
-        (63, 16, 16, 1, None),
+        (13, 16, 16, 1, None),
     ],
 )
 def test_the_rule(h, c, n, rate, chosen):
