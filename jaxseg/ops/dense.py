@@ -183,8 +183,9 @@ def _kernel_gradient_by_taps(
     parts = {}
     for tap in _taps((h, w), (g.shape[1], g.shape[2]), (kh, kw), pads, dilation):
         left, right = _cut(x, tap.image, tap.extent), _cut(g, tap.output, tap.extent)
-        # XLA's CPU writes the left side of a product transposed: the one with fewer channels.
-        parts[tap.at] = dot(left, right) if c <= n else dot(right, left).T
+        # XLA's CPU writes the left side of a product transposed: the one with fewer channels. Without the barrier it
+        # turns the sides round again.
+        parts[tap.at] = dot(left, right) if c <= n else lax.optimization_barrier(dot(right, left)).T
     blind = jnp.zeros((c, n), jnp.float32)
     gradient = jnp.stack([parts.get((i, j), blind) for i in range(kh) for j in range(kw)])
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
