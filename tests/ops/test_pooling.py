@@ -97,6 +97,15 @@ def test_ceil_pooling_is_caffes_loop(size, window, stride, pad):
     check_grads(lambda x: max_pool(x, window, **options), (image,), order=1, modes=["rev"], eps=1e-3)
 
 
+@pytest.mark.parametrize("include", [True, False])
+def test_the_mean_of_a_large_window(include):
+    """More than 25 pixels: by products instead of a windowed sum."""
+    x = normal(13, 9)
+    expected = loop_pool(np.asarray(x, np.float64), 6, 4, 2, "mean", include)
+    options = {"strides": 4, "padding": 2, "ceil": True, "count_include_pad": include}
+    np.testing.assert_allclose(average_pool(x[None, :, :, None], 6, **options)[0, :, :, 0], expected, atol=1e-6)
+
+
 def test_indices_by_hand():
     x = jnp.asarray([[1.0, 3, 0, 0, 5], [3, 0, 0, 0, 4], [2, 9, -1, -2, -3]])[None, :, :, None]
     values, indices = max_pool_with_indices(x, ceil=True)
