@@ -9,12 +9,13 @@ CPU milliseconds of one core, float32, kernel 3x3, forward / input gradient / ke
 
 | input, channels, rate     | share | XLA's convolution | this file       | PyTorch         |
 |---------------------------|-------|-------------------|-----------------|-----------------|
-| 2x32x32, 2048 -> 256, 24  | 0.25  | 512 / 317 / 510   | 74 / 86 / 97    | 65 / 82 / 356   |
-| 2x32x32, 2048 -> 256, 12  | 0.56  | 441 / 255 / 366   | 164 / 161 / 200 | 119 / 135 / 184 |
+| 2x32x32, 2048 -> 256, 24  | 0.25  | 498 / 257 / 518   | 71 / 56 / 72    | 56 / 58 / 363   |
+| 2x32x32, 2048 -> 256, 12  | 0.56  | 361 / 239 / 387   | 175 / 158 / 155 | 126 / 121 / 184 |
 | 2x32x32, 512 -> 256, 6    | 0.77  | 52 / 54 / 58      | 39 / 42 / 70    | 36 / 37 / 48    |
 | 2x33x33, 320 -> 256, 6    | 0.77  | 34 / 36 / 38      | 29 / 29 / 36    | 25 / 25 / 30    |
-| 2x32x32, 512 -> 512, 4    | 0.84  | 110 / 117 / 117   | 111 / 131 / 137 | 87 / 94 / 122   |
-| 1x41x41, 2048 -> 21, 24   | 0.37  | 112 / 16 / 85     | 23 / 9 / 46     | 22 / 8 / 161    |
+| 2x32x32, 512 -> 512, 4    | 0.84  | 114 / 114 / 110   | 111 / 131 / 137 | 86 / 79 / 100   |
+| 1x41x41, 512 -> 1024, 12  | 0.65  | 184 / 208 / 223   | 128 / 132 / 140 | 112 / 118 / 257 |
+| 1x41x41, 2048 -> 21, 24   | 0.37  | 111 / 16 / 83     | 24 / 28 / 14    | 23 / 9 / 171    |
 | 1x41x41, 2048 -> 21, 12   | 0.65  | 33 / 16 / 60      | 50 / 49 / 107   | 57 / 14 / 22    |
 
 The kernel gradient of thin convolutions is another product that XLA's convolution makes badly: the more so where the
@@ -38,7 +39,7 @@ shifted slices, im2col (whole, by kernel rows, by blocks of rows), the kernel gr
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -278,7 +279,7 @@ def _vjp_backward(
         return jax.vjp(lambda kernel: _stock(x, kernel, **options), kernel)[1](g)[0]
 
     by_taps = functools.partial(_input_gradient_by_taps, **options)
-    of_kernel = {
+    of_kernel: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(_kernel_gradient_by_taps, **options),
         "rows": functools.partial(_kernel_gradient_by_rows, **options),
         "xla": stock_kernel,
