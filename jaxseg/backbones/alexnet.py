@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.image import check_output_stride
-from jaxseg.ops.pooling import local_response_norm, max_pool
+from jaxseg.ops.local_response_norm import local_response_norm
+from jaxseg.ops.pooling import max_pool
 
 
 class AlexNet(nn.Module):

@@ -29,7 +29,8 @@ from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
-from jaxseg.ops.pooling import local_response_norm, max_pool_with_indices, unpool
+from jaxseg.ops.local_response_norm import local_response_norm
+from jaxseg.ops.pooling import max_pool_with_indices, unpool
 from jaxseg.ops.resize import resize
 
 Stages = tuple[tuple[int, ...], ...]

@@ -1,4 +1,4 @@
-"""Pooling and its inverse, with gradients that need no scatter, and local response normalisation.
+"""Pooling and its inverse, with gradients that need no scatter.
 
 XLA's gradient of a maximum's window is a select-and-scatter, which on a CPU runs pixel by pixel and on a GPU adds with
 atomics, in no fixed order. Here the forward pass keeps the position of the maximum inside its window, one byte an
@@ -126,6 +126,8 @@ def _place(values: jax.Array, indices: jax.Array, size: Pair, window: _Window) -
     """
     k, s, pads = window
     b, rows, columns, c = values.shape
+    if k == s:
+        return _within(_place_apart(values, indices, k), size, pads)
     up_rows, up_columns = (-(-(n + sum(p)) // s) for n, p in zip(size, pads, strict=True))
     back = (k - 1) // s
     edges = ((back, up_rows - rows), (back, up_columns - columns))
@@ -145,8 +147,24 @@ def _place(values: jax.Array, indices: jax.Array, size: Pair, window: _Window) -
 
     lines = [jnp.stack([phase(a, e) for e in range(s)], axis=3).reshape(b, up_rows, -1, c) for a in range(s)]
     full = jnp.stack(lines, axis=2).reshape(b, up_rows * s, up_columns * s, c)
-    (top, _), (left, _) = pads
-    return lax.slice(full, (0, top, left, 0), (b, top + size[0], left + size[1], c))
+    return _within(full, size, pads)
+
+
+def _place_apart(values: jax.Array, indices: jax.Array, k: int) -> jax.Array:
+    """`_place` of windows that touch but do not overlap: one comparison a pixel, `[b, k h', k w', c]`."""
+    b, rows, columns, c = values.shape
+    here = jnp.arange(k * k, dtype=indices.dtype).reshape(k, 1, k, 1)
+    chosen = indices[:, :, None, :, None] == here
+    zero = jnp.zeros((), values.dtype)
+    return jnp.where(chosen, values[:, :, None, :, None], zero).reshape(b, rows * k, columns * k, c)
+
+
+def _within(full: jax.Array, size: Pair, pads: tuple[Pair, Pair]) -> jax.Array:
+    """The image inside its padding; pixels that no window reaches are 0."""
+    edges = [(-lo, lo + n - have) for n, (lo, _), have in zip(size, pads, full.shape[1:3], strict=True)]
+    if all(edge == (0, 0) for edge in edges):
+        return full
+    return lax.pad(full, jnp.zeros((), full.dtype), ((0, 0, 0), (*edges[0], 0), (*edges[1], 0), (0, 0, 0)))
 
 
 def _pick(image: jax.Array, indices: jax.Array, window: _Window) -> jax.Array:
@@ -375,26 +393,3 @@ def adaptive_average_pool(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
 def _along_both(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     y = jnp.einsum("oh,...hwc->...owc", rows, x.astype(jnp.float32), precision="highest")
     return jnp.einsum("pw,...owc->...opc", columns, y, precision="highest").astype(x.dtype)
-
-
-def local_response_norm(
-    x: jax.Array, window: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> jax.Array:
-    """`x / (k + alpha / n * sum over n neighbouring channels of x^2) ** beta`, Caffe's across channels.
-
-    Args:
-      x: `[..., c]` floating.
-      window: n, channels in the sum: `c - n // 2` to `c + (n - 1) // 2`.
-      alpha, beta, k: as in the formula; note the division by n, which AlexNet's paper does not have.
-
-    Returns:
-      An array as x; computed in float32.
-
-    Reference: Krizhevsky et al. 2012, section 3.3; Caffe's LRN layer.
-    """
-    channel = np.arange(x.shape[-1])
-    offset = channel[:, None] - channel
-    band = ((offset >= -(window // 2)) & (offset <= (window - 1) // 2)).astype(np.float32)
-    exact = x.astype(jnp.float32)
-    squares = jnp.einsum("...m,mn->...n", lax.square(exact), band, precision="highest")
-    return (exact * (k + alpha / window * squares) ** -beta).astype(x.dtype)

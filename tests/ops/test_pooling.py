@@ -7,10 +7,10 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from jaxseg.ops.local_response_norm import local_response_norm
 from jaxseg.ops.pooling import (
     adaptive_average_pool,
     average_pool,
-    local_response_norm,
     max_pool,
     max_pool_with_indices,
     pooled_size,

@@ -7,10 +7,10 @@ import pytest
 
 from jaxseg.backbones import resnet18, resnet34, resnet50, vgg16
 from jaxseg.models import fcn, fcn_resnet
+from jaxseg.ops.local_response_norm import local_response_norm
 from jaxseg.ops.pooling import (
     adaptive_average_pool,
     average_pool,
-    local_response_norm,
     max_pool,
     max_pool_with_indices,
     unpool,
