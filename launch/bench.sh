@@ -70,8 +70,7 @@ fi
 mkdir -p "$results"
 results="$(cd "$results" && pwd)"
 cd "$REPOSITORY"
-# Large buffers in huge pages, as launch/local.sh has it, for both sides.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+keep_large_buffers # both sides', as launch/local.sh does
 failed=() folders=()
 for row in "${rows[@]}"; do
   against=none

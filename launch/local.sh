@@ -50,6 +50,5 @@ fi
 prepare_environment "$accelerator" "$REPOSITORY/requirements.txt"
 # -P: the caller's folder may hold modules of any name, none of which is meant.
 export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
-# Large buffers in huge pages: without them a CPU train step spends a fifth of its processor time on page faults.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+keep_large_buffers
 exec "$VENV/bin/python" -P -m jaxseg.main "${arguments[@]}"
