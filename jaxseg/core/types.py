@@ -1,10 +1,8 @@
-"""The types that packages hand to each other: DatasetInfo, Batch, Outputs, CoarseLogits."""
+"""The types that packages hand to each other: DatasetInfo, Batch, Outputs. No JAX: input workers import them."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 Batch = dict[str, Any]
 """One batch, channels last. Keys:
@@ -17,25 +15,8 @@ Batch = dict[str, Any]
 Outputs = dict[str, Any]
 """What a model returns: `logits` `[*b, h, w, classes]` at the input's size, `aux/<name>` logits, named taps.
 
-Where a resize comes last, `coarse/logits` and `coarse/aux/<name>` say of what: see `CoarseLogits`.
+Where a resize comes last, `coarse/logits` and `coarse/aux/<name>` say of what: see `core.coarse`.
 """
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CoarseLogits:
-    """Logits before the bilinear enlargement that ends a network, and how that one aligns its samples.
-
-    Attributes:
-      values: float `[*b, h, w, classes]`.
-      alignment: "half_pixel" or "align_corners", as in `ops.resize`.
-      grid: (height, width) that the alignment is meant for, where that is not the image's size, as in `ops.zoom`: the
-        logits are its upper left, or go on with its last row and column. () for the image's size.
-    """
-
-    values: Any
-    alignment: str = dataclasses.field(default="half_pixel", metadata={"static": True})
-    grid: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)

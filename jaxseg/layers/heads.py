@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseg.core.coarse import CoarseLogits
 from jaxseg.core.errors import JaxsegError, UnknownNameError
 from jaxseg.core.names import close_matches
-from jaxseg.core.types import CoarseLogits, Outputs
+from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
 from jaxseg.layers.norm import NormOptions
 from jaxseg.ops.resize import resize

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxseg.core.coarse import CoarseLogits
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options, close_matches, resolve
-from jaxseg.core.types import CoarseLogits
 from jaxseg.losses.reduction import ByRows, Loss, divide
 from jaxseg.ops.row_blocks import RowBlocks, map_rows, sum_over_rows
 

@@ -60,8 +60,8 @@ def loss_program(terms, coarse_side, block_rows, *, size=SIZE, rows=ROWS, classe
     import jax
     import jax.numpy as jnp
 
+    from jaxseg.core.coarse import CoarseLogits
     from jaxseg.core.masks import valid_mask
-    from jaxseg.core.types import CoarseLogits
     from jaxseg.losses.composition import compose
     from jaxseg.ops.resize import resize
 
@@ -100,7 +100,7 @@ def times(size=512, turns=7):
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxseg.core.types import CoarseLogits
+    from jaxseg.core.coarse import CoarseLogits
     from jaxseg.losses.composition import compose
     from jaxseg.ops.resize import resize
 

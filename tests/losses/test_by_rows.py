@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.core.coarse import CoarseLogits
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import known_names, resolve
-from jaxseg.core.types import CoarseLogits
 from jaxseg.losses.composition import compose
 from jaxseg.losses.reduction import Loss
 from jaxseg.ops.resize import resize

@@ -7,10 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from jaxseg.core.coarse import CoarseLogits
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.masks import valid_mask
 from jaxseg.core.normalize import normalize
-from jaxseg.core.types import Batch, CoarseLogits, Outputs
+from jaxseg.core.types import Batch, Outputs
 from jaxseg.losses.composition import Composition
 from jaxseg.train.objective import Objective
 
