@@ -154,9 +154,8 @@ def test_remat_of_every_network_keeps_names_and_gradients(name):
 
     def gradient(model):
         def loss(params):
-            keys = {"dropout": jax.random.key(0)}
-            outputs, _ = model.apply({**variables, "params": params}, x, True, mutable=["batch_stats"], rngs=keys)
-            return jnp.mean(outputs["logits"] * picture)
+            # Running statistics: those of a few values of these small maps would amplify the roundings.
+            return jnp.mean(model.apply({**variables, "params": params}, x, False)["logits"] * picture)
 
         return jax.grad(loss)
 
