@@ -17,15 +17,11 @@ from jax import lax
 from jaxseg.ops import depthwise, grouped
 from jaxseg.ops.dense import convolve, lowering
 from jaxseg.ops.pointwise import pointwise
+from jaxseg.ops.stock_conv import stock_conv
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 Padding = str | Sequence[Sequence[int]]
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# As many wide groups or fewer are convolved one by one on every platform: XLA gathers the whole batch on every device
-# for a grouped convolution. AlexNet has two.
-FEW_GROUPS = grouped.FEW_GROUPS
 
 
 def conv(
@@ -72,17 +68,13 @@ def conv(
         y = _pointwise(images, kernel, strides, pads, precision)
     elif groups > 1 and groups == c == kernel.shape[-1]:
         y = _depthwise(images, kernel, strides, pads, dilation, precision)
-    elif groups > 1 and (groups > FEW_GROUPS or c // groups < grouped.BLOCK_CHANNELS):
+    elif groups > 1:
         window: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
         y = grouped.grouped_conv(images, kernel, **window, groups=groups, precision=precision)
-    elif groups > 1:
-        dense = functools.partial(_stock, strides=strides, pads=pads, dilation=dilation, groups=1, precision=precision)
-        parts = zip(jnp.split(images, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-        y = jnp.concatenate([dense(*part) for part in parts], axis=-1)
     elif strides == (1, 1) and (chosen := lowering(images.shape, kernel.shape, pads, dilation)) is not None:
         y = convolve(images, kernel, pads, dilation, chosen, precision)
     else:
-        y = _stock(images, kernel, strides, pads, dilation, groups, precision)
+        y = stock_conv(images, kernel, strides, pads, dilation, groups, precision)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
 
 
@@ -155,21 +147,6 @@ def _pointwise(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, preci
     return pointwise(x, kernel[0, 0], precision)
 
 
-def _stock(
-    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, groups: int, precision: Any
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
-        rhs_dilation=dilation,
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=groups,
-        precision=precision,
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _depthwise(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
     return _depthwise_forward(x, kernel, strides, pads, dilation, precision)
@@ -180,7 +157,7 @@ def _depthwise_forward(
     x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any
 ) -> jax.Array:
     stock = functools.partial(
-        _stock, strides=strides, pads=pads, dilation=dilation, groups=x.shape[-1], precision=precision
+        stock_conv, strides=strides, pads=pads, dilation=dilation, groups=x.shape[-1], precision=precision
     )
     shifted = functools.partial(depthwise.depthwise_forward, strides=strides, pads=pads, dilation=dilation)
     return lax.platform_dependent(x, kernel, cpu=shifted, default=stock)
@@ -192,7 +169,7 @@ def _depthwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     def stock(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return _stock(x, kernel, strides, pads, dilation, x.shape[-1], precision)
+            return stock_conv(x, kernel, strides, pads, dilation, x.shape[-1], precision)
 
         dx, dk = jax.vjp(forward, x, kernel)[1](g)
         return dx, dk

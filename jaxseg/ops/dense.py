@@ -47,6 +47,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.stock_conv import stock_conv
+
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -57,8 +59,6 @@ KERNEL_SHARE = 0.65
 CHANNELS = 64
 THIN_SHARE = 0.4
 THIN_CHANNELS = 16
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 # The kernel gradient by rows: at most so many channels out and numbers a pixel, and at least so many pixels an image.
@@ -218,12 +218,6 @@ def _kernel_gradient_by_rows(
     return jnp.sum(total, axis=0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _stock(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), pads, rhs_dilation=dilation, dimension_numbers=_DIMENSIONS, precision=precision
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolve(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any = None
@@ -251,7 +245,7 @@ def _forward(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
 ) -> jax.Array:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
-    stock = functools.partial(_stock, **options)
+    stock = functools.partial(stock_conv, **options)
     by_taps = functools.partial(_forward_by_taps, **options)
     return lax.platform_dependent(x, kernel, cpu=by_taps if chosen.by_taps else stock, default=stock)
 
@@ -274,10 +268,10 @@ def _vjp_backward(
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
 
     def stock_input(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _stock(x, kernel, **options), x)[1](g)[0]
+        return jax.vjp(lambda x: stock_conv(x, kernel, **options), x)[1](g)[0]
 
     def stock_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: _stock(x, kernel, **options), kernel)[1](g)[0]
+        return jax.vjp(lambda kernel: stock_conv(x, kernel, **options), kernel)[1](g)[0]
 
     by_taps = functools.partial(_input_gradient_by_taps, **options)
     of_kernel: dict[str, Callable[..., jax.Array]] = {

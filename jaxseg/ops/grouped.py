@@ -23,12 +23,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.stock_conv import stock_conv
+
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
 # Channels (of the wider side) that one dense convolution works on.
 BLOCK_CHANNELS = 32
 # Elsewhere as many groups or fewer are convolved one by one: XLA gathers the batch for a grouped convolution there too.
+# AlexNet has two.
 FEW_GROUPS = 8
 
 
@@ -61,21 +64,6 @@ def grouped_conv(
     return _grouped(x, kernel, strides, pads, dilation, groups, precision)
 
 
-def _convolution(
-    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, groups: int, precision: Any
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        pads,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        precision=precision,
-    )
-
-
 def _block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
     """`[kh, kw, m, groups * p]` as the dense `[kh, kw, groups * m, groups * p]`, zero where groups would mix."""
     kh, kw, m, n = kernel.shape
@@ -92,12 +80,12 @@ def _blocks(
     return _in_parts(x, kernel, strides, pads, dilation, groups, together, precision)
 
 
-def _stock(
+def _few_or_stock(
     x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, groups: int, precision: Any
 ) -> jax.Array:
     if groups <= FEW_GROUPS:
         return _in_parts(x, kernel, strides, pads, dilation, groups, 1, precision)
-    return _convolution(x, kernel, strides, pads, dilation, groups, precision)
+    return stock_conv(x, kernel, strides, pads, dilation, groups, precision)
 
 
 def _in_parts(
@@ -118,7 +106,7 @@ def _in_parts(
         part = lax.slice_in_dim(kernel, first * n, last * n, axis=3)
         channels = lax.slice_in_dim(x, first * m, last * m, axis=3)
         dense = _block_diagonal(part, last - first)
-        parts.append(_convolution(channels, dense, strides, pads, dilation, 1, precision))
+        parts.append(stock_conv(channels, dense, strides, pads, dilation, 1, precision))
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -135,7 +123,7 @@ def _forward(
 ) -> jax.Array:
     shared: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
     shared |= {"groups": groups, "precision": precision}
-    blocks, stock = functools.partial(_blocks, **shared), functools.partial(_stock, **shared)
+    blocks, stock = functools.partial(_blocks, **shared), functools.partial(_few_or_stock, **shared)
     return lax.platform_dependent(x, kernel, cpu=blocks, default=stock)
 
 
@@ -156,7 +144,7 @@ def _backward(
     def gradient(forward: Any) -> Any:
         return lambda x, kernel, g: tuple(jax.vjp(functools.partial(forward, **shared), x, kernel)[1](g))
 
-    dx, dk = lax.platform_dependent(x, kernel, g, cpu=gradient(_blocks), default=gradient(_stock))
+    dx, dk = lax.platform_dependent(x, kernel, g, cpu=gradient(_blocks), default=gradient(_few_or_stock))
     return dx, dk
 
 

@@ -72,10 +72,11 @@ def test_smp_unet(encoder):
         compare(f"unet_encoder {encoder} {height}x{width}", name, module, variables, image, theirs)
 
 
-def test_lraspp():
+def lraspp_of_torchvision(classes):
+    """torchvision's network of random weights, and the rules of its names."""
     torchvision = pytest.importorskip("torchvision")
     build = torchvision.models.segmentation.lraspp_mobilenet_v3_large
-    network = randomize(build(weights=None, weights_backbone=None, num_classes=21))
+    network = build(weights=None, weights_backbone=None, num_classes=classes)
 
     class Features:
         features = nn.Sequential(*network.backbone.values())
@@ -88,14 +89,18 @@ def test_lraspp():
         (r"^classifier\.scale\.1$", "gate"),
         (r"^classifier\.(low|high)_classifier$", r"\1_classifier"),
     ]
+    return network, rules, f"torchvision {torchvision.__version__} lraspp_mobilenet_v3_large"
+
+
+def test_lraspp():
+    network, rules, name = lraspp_of_torchvision(21)
+    randomize(network)
     module = lraspp.build(num_classes=21)
     variables = to_variables(network.state_dict(), rules, template_of(module))
     image = picture()
     with torch.no_grad():
         theirs = network(image)["out"]
-    compare(
-        "lraspp", f"torchvision {torchvision.__version__} lraspp_mobilenet_v3_large", module, variables, image, theirs
-    )
+    compare("lraspp", name, module, variables, image, theirs)
 
 
 class UNetTwin(nn.Module):

@@ -15,7 +15,6 @@ import pytest
 from jaxseg.core.names import resolve
 from tests.goldens.networks import CLASSES, FILE, NETWORKS, image_of, module_of, sample, variables_of
 from tests.references.record import record_difference
-from tests.references.test_backbone_references import mobilenet_v3_rules
 from tests.references.torch_variables import to_variables
 
 torch = pytest.importorskip("torch")
@@ -138,21 +137,7 @@ def segnet(basic):
 
 
 def lraspp():
-    torchvision = pytest.importorskip("torchvision")
-    build = torchvision.models.segmentation.lraspp_mobilenet_v3_large
-    network = build(weights=None, weights_backbone=None, num_classes=CLASSES)
-
-    class Features:
-        features = nn.Sequential(*network.backbone.values())
-
-    rules = [
-        (r"^backbone\.", "backbone/features."),
-        *((p.replace("^", "^backbone/"), f"backbone/{r}") for p, r in mobilenet_v3_rules(Features)),
-        (r"^classifier\.cbr\.0$", "conv/conv"),
-        (r"^classifier\.cbr\.1$", "conv/norm"),
-        (r"^classifier\.scale\.1$", "gate"),
-        (r"^classifier\.(low|high)_classifier$", r"\1_classifier"),
-    ]
+    network, rules, _ = encoders.lraspp_of_torchvision(CLASSES)
     return network, lambda image: network(image)["out"], by_names(rules)
 
 
