@@ -1,10 +1,11 @@
 """A checkpoint's variables, for evaluation and prediction."""
 
+import contextlib
 import pathlib
 from typing import Any
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.train.checkpoint import CheckpointStore
+from jaxseg.train.checkpoint import CheckpointMismatch, CheckpointStore
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.run import Run, make_training
 from jaxseg.train.state import placed_shapes
@@ -23,28 +24,33 @@ def restore_variables(run: Run, workdir: pathlib.Path, checkpoint: str) -> tuple
       JaxsegError: there is no such checkpoint, it is damaged, or its arrays are not those of the config's network and
         optimiser; names the keys that differ from the training's.
     """
-    store = CheckpointStore(workdir, read_only=True)
-    step = store.pick(checkpoint)
-    shapes = placed_shapes(make_training(run).abstract, run.mesh)
-    try:
-        restored, _ = store.restore(shapes, step=step)
-    # Orbax raises many kinds for shapes and trees that differ and for files that are damaged.
-    except Exception as error:
-        config = run.config.to_dict()
-        config["loss"] = read_class_weights(config["loss"], run.info)  # as the run noted it
-        # Where the first weights came from changes no array.
-        differing = [line for line in differences(workdir, config) if not line.startswith("  config.weights.")]
-        if not differing:
+    with contextlib.closing(CheckpointStore(workdir, read_only=True)) as store:
+        step = store.pick(checkpoint)
+        shapes = placed_shapes(make_training(run).abstract, run.mesh)
+        try:
+            restored, _ = store.restore(shapes, step=step)
+        except CheckpointMismatch as error:
+            raise _mismatch(error, run, workdir, step) from error
+        # Orbax raises many kinds for files that are damaged.
+        except Exception as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
             raise JaxsegError(
                 f"{workdir}: the checkpoint of step {step} cannot be read ({type(error).__name__}: {reason}). It is "
                 "probably damaged; try another one with --checkpoint=latest or a step."
             ) from error
-        raise JaxsegError(
-            f"{workdir}: the checkpoint of step {step} does not fit the config. What it was made with differs:\n"
-            + "\n".join(differing)
-            + "\nGive those values, or the --workdir that belongs to this config."
-        ) from error
-    finally:
-        store.close()
     return restored.variables(), step
+
+
+def _mismatch(error: CheckpointMismatch, run: Run, workdir: pathlib.Path, step: int) -> JaxsegError:
+    """The keys of the config that differ from the training's, or the arrays where none does."""
+    config = run.config.to_dict()
+    config["loss"] = read_class_weights(config["loss"], run.info)  # as the run noted it
+    # Where the first weights came from changes no array.
+    differing = [line for line in differences(workdir, config) if not line.startswith("  config.weights.")]
+    if not differing:
+        return error
+    return JaxsegError(
+        f"{workdir}: the checkpoint of step {step} does not fit the config. What it was made with differs:\n"
+        + "\n".join(differing)
+        + "\nGive those values, or the --workdir that belongs to this config."
+    )

@@ -15,6 +15,7 @@ from jaxseg.core.errors import JaxsegError
 
 LOGGER = logging.getLogger(__name__)
 BEST_METRIC = "miou_present"
+NAMED = 8  # arrays that a message names
 
 
 def _primary() -> bool:
@@ -23,6 +24,10 @@ def _primary() -> bool:
 
 def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics[BEST_METRIC])
+
+
+class CheckpointMismatch(JaxsegError):
+    """A checkpoint whose arrays are not those that it should be restored into."""
 
 
 class CheckpointStore:
@@ -96,10 +101,33 @@ class CheckpointStore:
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with shardings.
           step: one of `steps()`.
+
+        Raises:
+          CheckpointMismatch: the checkpoint holds other arrays; nothing is read then. (Orbax would notice while it
+            reads, and leave reads behind that report to an event loop which is gone.)
+          Exception: whatever Orbax raises for damaged files.
         """
+        differing = self._differing_arrays(abstract_state, step)
+        if differing:
+            more = f"\n  ... and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+            raise CheckpointMismatch(
+                f"The checkpoint of step {step} in {self.directory} holds other arrays than this config's:\n"
+                + "\n".join(f"  {line}" for line in differing[:NAMED])
+                + more
+            )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         return restored["state"], restored["data"]
+
+    def _differing_arrays(self, abstract_state: Any, step: int) -> list[str]:
+        """A line for each array that only one side has or whose shape differs, by the checkpoint's metadata."""
+        there = _shapes(ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / "state").tree)
+        here = _shapes(abstract_state)
+        return [
+            f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} now"
+            for name in dict.fromkeys((*here, *there))
+            if there.get(name) != here.get(name)
+        ]
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, Any, int] | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -107,12 +135,16 @@ class CheckpointStore:
         A damaged one is moved to `checkpoints_damaged/` with a warning, and the one before it is taken.
 
         Raises:
+          CheckpointMismatch: the newest one that is whole holds other arrays.
           JaxsegError: there are checkpoints, and none can be read.
         """
         damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
                 state, data = self.restore(abstract_state, step=step)
+            except CheckpointMismatch:
+                raise
+            # Orbax raises many kinds for files that are damaged.
             except Exception as error:
                 LOGGER.warning(
                     "The checkpoint of step %d is damaged (%s); trying the one before it.", step, _first_line(error)
@@ -168,6 +200,13 @@ class CheckpointStore:
         """Waits for what is being written and ends Orbax's threads."""
         self.wait()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path of every array -> its shape."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = ((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
+    return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.train.checkpoint import CheckpointStore
+from jaxseg.train.checkpoint import CheckpointMismatch, CheckpointStore
 
 
 def state_at(step: int):
@@ -76,6 +76,27 @@ def test_a_truncated_newest_checkpoint_is_set_aside_and_the_one_before_taken(tmp
     store.close()
 
 
+def test_other_arrays_are_named_and_nothing_is_moved(tmp_path):
+    store = filled(tmp_path)
+    like = abstract()
+    wider = like | {"w": jax.ShapeDtypeStruct((40, 51), jnp.float32, sharding=like["w"].sharding), "ema": like["w"]}
+    del wider["step"]
+    for restore in (store.restore_latest, lambda state: store.restore(state, step=4)):
+        with pytest.raises(CheckpointMismatch) as caught:
+            restore(wider)
+        lines = str(caught.value).splitlines()[1:]
+        assert sorted(lines) == [
+            "  ema: absent there, (40, 50) now",
+            "  step: () there, absent now",
+            "  w: (40, 50) there, (40, 51) now",
+        ]
+    many = {f"w{i}": like["w"] for i in range(20)}
+    with pytest.raises(CheckpointMismatch, match=r"w15: absent.*\n  \.\.\. and 14 more"):
+        store.restore(many, step=4)
+    assert store.steps() == [1, 3, 4] and not (tmp_path / "checkpoints_damaged").exists()
+    store.close()
+
+
 def test_when_none_can_be_read_none_is_moved(tmp_path):
     store = filled(tmp_path, scores=((1, None),))
     for file in (store.directory / "1" / "state").rglob("*"):
@@ -91,7 +112,7 @@ FULL_DISK = """
     import resource, signal, sys
     import jax.numpy as jnp
     from jaxseg.core.errors import JaxsegError
-    from jaxseg.train.checkpoint import CheckpointStore
+    from jaxseg.train.checkpoint import CheckpointMismatch, CheckpointStore
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     store = CheckpointStore(sys.argv[1], keep=1)
     noise = jnp.sin(jnp.arange(200_000.0))
@@ -125,7 +146,7 @@ def test_a_full_disk_is_said_and_the_old_checkpoint_survives(tmp_path):
 KILLED = """
     import os, signal, sys, threading
     import jax.numpy as jnp
-    from jaxseg.train.checkpoint import CheckpointStore
+    from jaxseg.train.checkpoint import CheckpointMismatch, CheckpointStore
     store = CheckpointStore(sys.argv[1], keep=1)
     noise = jnp.sin(jnp.arange(4_000_000.0))
     store.save({"w": noise}, {"position": 1}, step=1)
