@@ -21,19 +21,23 @@ CPU milliseconds of one core (512 -> 512: of two), float32, kernel 3x3, forward 
 
 The kernel gradient of thin convolutions is another product that XLA's convolution makes badly: the more so where the
 number of channels out is no multiple of 16. Here the pixels of all taps of a few rows lie beside each other, in the
-core's cache, and make one product an image. One core, kernel 3x3, rate 1, kernel gradient:
+core's cache, and make one product an image ("rows"); or the cotangents of all taps do ("shifts"), which are fewer
+numbers where there are fewer channels out than in. Two cores, kernel 3x3, rate 1, kernel gradient, wall time:
 
-| input, channels        | XLA's convolution | this file | PyTorch |
-|------------------------|-------------------|-----------|---------|
-| 4x256x256, 16 -> 21    | 220               | 33        | 25      |
-| 4x256x256, 16 -> 16    | 53                | 31        | 12      |
-| 4x256x256, 32 -> 16    | 97                | 98        | 32      |
-| 1x224x224, 48 -> 12    | 94                | 14        | 7       |
-| 1x112x112, 96 -> 12    | 54                | 6.6       | 4.5     |
-| 3x28x28, 300 -> 12     | 16                | 4.7       | 2.6     |
-| 3x7x7, 600 -> 12       | 2.4               | 1.6       | 0.8     |
-| 1x64x64, 64 -> 40      | 4.4               | 3.1       | 2.6     |
-| 2x33x33, 256 -> 21     | 4.6               | 4.7       | 3.5     |
+| input, channels        | XLA's convolution | rows | shifts | PyTorch |
+|------------------------|-------------------|------|--------|---------|
+| 3x224x224, 48 -> 12    | 78                | 40   | 21     | 16      |
+| 3x224x224, 168 -> 12   | 305               | 88   | 49     | 42      |
+| 3x112x112, 144 -> 12   | 70                | 25   | 12     | 11      |
+| 3x56x56, 300 -> 12     |                   | 16   | 6.0    | 6.2     |
+| 3x28x28, 400 -> 12     |                   | 6.1  | 2.8    | 1.6     |
+| 2x64x64, 256 -> 21     | 22                | 13   | 7.2    |         |
+| 4x128x128, 128 -> 32   | 96                |      | 42     |         |
+| 4x128x128, 64 -> 32    | 32                |      | 27     |         |
+| 4x256x256, 32 -> 16    | 71                | 52   | 30     | 14      |
+| 4x256x256, 16 -> 16    | 24                | 28   | 24     | 6.9     |
+| 4x256x256, 16 -> 21    | 208               | 34   | 37     | 14      |
+| 4x64x64, 64 -> 64      | 14                |      | 13     |         |
 
 Tried on dense kernels at rate 1 and found no faster than XLA's convolution, so left to it: the same products over
 shifted slices, im2col (whole, by kernel rows, by blocks of rows), the kernel gradient as products of shifted slices.
@@ -67,10 +71,17 @@ ROWS_COLUMNS = 4096
 ROWS_PIXELS = 196
 # Numbers of the image that lie beside each other at a time, about half of a core's second cache.
 ROWS_BLOCK = 2**17
+# By shifts: at least so many channels in for one out, at most so many out; numbers of both sides at a time.
+SHIFTS_RATIO = 2
+SHIFTS_CHANNELS = 32
+SHIFTS_BLOCK = 2**18
 
 
 class Lowering(NamedTuple):
-    """What a CPU does: values and input gradient tap by tap or XLA's; kernel gradient "taps", "rows" or "xla"."""
+    """What a CPU does: values and input gradient tap by tap or XLA's; kernel gradient by one of four ways.
+
+    These are "taps", "rows", "shifts" and "xla".
+    """
 
     by_taps: bool
     kernel: str
@@ -104,8 +115,11 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
         share = useful_share((h, w), (kh, kw), pads, dilation)
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             return Lowering(True, "taps" if share <= KERNEL_SHARE else "xla")
+    enough, spread = h * w >= ROWS_PIXELS, kh * kw > 1
     thin = n % 16 != 0 or max(c, n) <= 16
-    if thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS and h * w >= ROWS_PIXELS:
+    if enough and spread and c >= SHIFTS_RATIO * n and (n <= SHIFTS_CHANNELS or thin):
+        return Lowering(False, "shifts")
+    if enough and thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS:
         return Lowering(False, "rows")
     return None
 
@@ -218,6 +232,36 @@ def _kernel_gradient_by_rows(
     return jnp.sum(total, axis=0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _kernel_gradient_by_shifts(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, precision: Any
+) -> jax.Array:
+    """The same with the image as it is and the cotangents of all taps beside each other: kh kw n columns, not kh kw c.
+
+    Pixel p meets the cotangent of output `p + lo - tap * dilation`, zero where there is none.
+    """
+    (kh, kw, c, n), (b, h, w, _), (down, right) = kernel.shape, x.shape, dilation
+    most = max(1, SHIFTS_BLOCK // (w * (2 * kh * kw * n + c)))
+    rows = max(r for r in range(1, min(most, h) + 1) if h % r == 0)
+    edges = []
+    for size, out, k, (lo, _), d in zip((h, w), g.shape[1:3], (kh, kw), pads, dilation, strict=True):
+        before = (k - 1) * d - lo
+        edges.append((before, size + lo - out, 0))
+    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    dot = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), ((0,), (0,))), precision=precision)
+
+    def body(block: jax.Array, total: jax.Array) -> jax.Array:
+        seen = lax.dynamic_slice_in_dim(padded, block * rows, rows + (kh - 1) * down, 1)
+        taps = [
+            _cut(seen, ((kh - 1 - i) * down, (kw - 1 - j) * right), (rows, w)) for i in range(kh) for j in range(kw)
+        ]
+        columns = jnp.concatenate(taps, axis=-1).astype(jnp.float32).reshape(b, rows * w, kh * kw * n)
+        pixels = lax.dynamic_slice_in_dim(x, block * rows, rows, 1).astype(jnp.float32)
+        return total + dot(columns, pixels.reshape(b, rows * w, c))
+
+    total = lax.fori_loop(0, h // rows, body, jnp.zeros((b, kh * kw * n, c), jnp.float32))
+    return jnp.sum(total, axis=0).reshape(kh, kw, n, c).swapaxes(2, 3).astype(kernel.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolve(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any = None
@@ -277,6 +321,7 @@ def _vjp_backward(
     of_kernel: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(_kernel_gradient_by_taps, **options),
         "rows": functools.partial(_kernel_gradient_by_rows, **options),
+        "shifts": functools.partial(_kernel_gradient_by_shifts, **options),
         "xla": stock_kernel,
     }
     arguments = (*residuals, g)

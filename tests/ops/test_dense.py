@@ -46,13 +46,16 @@ CASES = {
 
 
 LOWERINGS = [(case, True, "taps") for case in CASES] + [
-    (case, False, "rows") for case in ("rate12", "uneven_padding", "kernel_4x2", "cropping")
+    (case, False, way)
+    for case in ("rate12", "uneven_padding", "kernel_4x2", "cropping", "blind_taps", "more_output_than_image")
+    for way in ("rows", "shifts")
 ]
 
 
 @pytest.mark.parametrize("case, by_taps, kernel_gradient", LOWERINGS)
 def test_values_and_gradients(case, by_taps, kernel_gradient, monkeypatch):
-    monkeypatch.setattr(dense, "ROWS_BLOCK", 1400)  # several blocks of a few rows
+    for block in ("ROWS_BLOCK", "SHIFTS_BLOCK"):
+        monkeypatch.setattr(dense, block, 1400)  # several blocks of a few rows
     chosen = dense.Lowering(by_taps, kernel_gradient)
     h, w, c, n, (kh, kw), rates, pads = CASES[case]
     a, b, d = jax.random.split(jax.random.key(3), 3)
@@ -102,13 +105,10 @@ def test_each_platform_gets_its_lowering():
 @pytest.mark.parametrize(
     "h, c, n, rate, chosen",
     [(32, 2048, 256, 12, (True, "taps")), (32, 64, 64, 6, (True, "xla")), (32, 64, 64, 4, None)]
-    + [(41, 2048, 21, 24, (True, "taps")), (41, 2048, 21, 12, None), (32, 2048, 15, 24, None)]
-    + [
-        (64, 48, 12, 1, (False, "rows")),
-        (64, 16, 16, 1, (False, "rows")),
-        (64, 32, 16, 1, None),
-        (13, 16, 16, 1, None),
-    ],
+    + [(41, 2048, 21, 24, (True, "taps")), (41, 2048, 21, 12, (False, "shifts")), (32, 2048, 15, 24, (False, "shifts"))]
+    + [(64, 48, 12, 1, (False, "shifts")), (64, 128, 32, 1, (False, "shifts")), (64, 256, 42, 1, (False, "shifts"))]
+    + [(64, 20, 12, 1, (False, "rows")), (64, 16, 16, 1, (False, "rows")), (64, 30, 40, 1, (False, "rows"))]
+    + [(64, 48, 32, 1, None), (64, 128, 64, 1, None), (13, 16, 16, 1, None), (13, 48, 12, 1, None)],
 )
 def test_the_rule(h, c, n, rate, chosen):
     """Shares 0.56, 0.77, 0.84, 0.96 of 32 px; 0.37 and 0.65 of 41 px; 0.25."""
@@ -116,7 +116,7 @@ def test_the_rule(h, c, n, rate, chosen):
     assert dense.lowering((2, h, h, c), (3, 3, c, n), pads, (rate, rate)) == chosen
 
 
-@pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1)])
+@pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1), (6, 3, 64, 1)])
 def test_batch_over_four_devices_needs_no_all_gather(c, n, side, rate):
     x, kernel, g = routed(c, n, side, side)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
@@ -130,7 +130,9 @@ def test_batch_over_four_devices_needs_no_all_gather(c, n, side, rate):
     hlo = compiled.as_text()
     assert not any(word in hlo for word in ("all-gather", "all-to-all", "collective-permute"))
     assert "all-reduce" in hlo
-    assert ("while" in hlo) == (rate == 1)  # the kernel gradient by rows is a loop; one sum over devices, after it
+    assert ("while" in hlo) == (
+        rate == 1
+    )  # the kernel gradient by rows or shifts is a loop; one sum over devices, after it
     pads, rates = ((rate, rate), (rate, rate)), (rate, rate)
     theirs = jax.jit(lambda *a: with_gradients(lambda x, k: stock(x, k, pads, rates), *a))(x, kernel, g)
     for ours, expected in zip(compiled(*arrays), theirs, strict=True):
