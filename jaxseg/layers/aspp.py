@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers.conv_norm import ConvNorm, separable_or_plain
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.norm import NormOptions
 
 
@@ -49,4 +50,4 @@ class ASPP(nn.Module):
             branches.append(branch(self.features, kernel_size=3, dilation=rate, name=f"atrous{i + 1}")(x, train))
         y = jnp.concatenate(branches, axis=-1)
         y = ConvNorm(self.features, norm=self.norm, dtype=self.dtype, name="project")(y, train)
-        return nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
+        return Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 
 
 class FullyConnectedConvs(nn.Module):
@@ -47,5 +48,5 @@ class FullyConnectedConvs(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout_{name}")(nn.relu(x))
+            x = Dropout(self.dropout_rate, deterministic=not train, name=f"dropout_{name}")(nn.relu(x))
         return x

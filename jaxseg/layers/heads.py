@@ -11,6 +11,7 @@ from jaxseg.core.errors import JaxsegError, UnknownNameError
 from jaxseg.core.names import close_matches
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.norm import NormOptions
 from jaxseg.ops.resize import resize
 from jaxseg.ops.zoom import zoom
@@ -80,6 +81,6 @@ class AuxiliaryHead(nn.Module):
         check_tap(features, self.tap, option="aux_tap")
         x = features[self.tap]
         x = ConvNorm(self.features or x.shape[-1] // 4, 3, norm=self.norm, dtype=self.dtype, name="conv")(x, train)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         x = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         return enlarged(self.output, x, size, alignment=self.alignment)

@@ -1,11 +1,15 @@
 """Batch normalisation over the global batch, in float32."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Moments = tuple[jax.Array, jax.Array]  # mean, variance of each channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,52 @@ class NormOptions:
     batch_at_test: bool = False
 
 
-class BatchNorm(nn.Module):
+class _Norm(nn.Module):
+    """Batch norm of pieces beside each other; its parameters and statistics are those of the whole."""
+
+    options: NormOptions = NormOptions()
+    dtype: jnp.dtype = jnp.float32
+
+    def _normalized(
+        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
+    ) -> tuple[list[jax.Array], tuple[Moments | None, ...]]:
+        """Each piece normalised, and the moments of each as far as they are known now."""
+        channels = [piece.shape[-1] for piece in pieces]
+        cuts = list(itertools.accumulate(channels[:-1]))
+        c = sum(channels)
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        moments = tuple(known)
+        if self.options.frozen or (not train and not self.options.batch_at_test):
+            mean, var = running_mean.value, running_var.value
+        else:
+            shifts = jnp.split(running_mean.value, cuts)
+            of = zip(pieces, shifts, known, strict=True)
+            all_moments = [batch_moments(piece, shift=shift) if seen is None else seen for piece, shift, seen in of]
+            mean, var = (jnp.concatenate(values) for values in zip(*all_moments, strict=True))
+            moments = tuple(all_moments)
+            count = pieces[0].size // channels[0]
+            self._keep_moments(mean, var, count)
+            if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                momentum = self.options.momentum
+                running_mean.value = momentum * running_mean.value + (1 - momentum) * mean
+                unbiased = var * (count / max(count - 1, 1))
+                running_var.value = momentum * running_var.value + (1 - momentum) * unbiased
+        factor = scale * lax.rsqrt(var + self.options.epsilon)
+        shift = bias - mean * factor
+        parts = zip(pieces, jnp.split(factor, cuts), jnp.split(shift, cuts), strict=True)
+        return [(x.astype(jnp.float32) * f + s).astype(self.dtype) for x, f, s in parts], moments
+
+    def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
+        """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
+        if self.is_mutable_collection("batch_moments") and not self.is_initializing():
+            for name, value in (("mean", mean), ("var", var), ("count", jnp.asarray(count, jnp.float32))):
+                self.put_variable("batch_moments", name, value)
+
+
+class BatchNorm(_Norm):
     """`(x - mean) / sqrt(variance + epsilon) * scale + bias` with statistics over all axes but the last.
 
     Under `jit` the means run over the global batch, on however many devices it lies. The variance is one pass over the
@@ -39,37 +88,36 @@ class BatchNorm(nn.Module):
       dtype: of the result; statistics and parameters are float32.
     """
 
-    options: NormOptions = NormOptions()
-    dtype: jnp.dtype = jnp.float32
-
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises `[*b, c]`; updates `batch_stats` where it is mutable and `train` is set."""
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        if self.options.frozen or (not train and not self.options.batch_at_test):
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean, var = batch_moments(x, shift=running_mean.value)
-            self._keep_moments(mean, var, x.size // c)
-            if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = x.size // c
-                momentum = self.options.momentum
-                running_mean.value = momentum * running_mean.value + (1 - momentum) * mean
-                unbiased = var * (count / max(count - 1, 1))
-                running_var.value = momentum * running_var.value + (1 - momentum) * unbiased
-        factor = scale * lax.rsqrt(var + self.options.epsilon)
-        y = x.astype(jnp.float32) * factor + (bias - mean * factor)
-        return y.astype(self.dtype)
+        return self._normalized((x,), (None,), train)[0][0]
 
-    def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
-        """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
-        if self.is_mutable_collection("batch_moments") and not self.is_initializing():
-            for name, value in (("mean", mean), ("var", var), ("count", jnp.asarray(count, jnp.float32))):
-                self.put_variable("batch_moments", name, value)
+
+class StackNorm(_Norm):
+    """ReLU of `BatchNorm` of pieces beside each other, of which earlier layers of a dense block have seen most.
+
+    A channel's moments are the same in every layer that reads it, so that each is summed once in the whole network, and
+    its gradient is made of one term a layer and one for the moments (DenseNet: up to 2 L terms otherwise).
+    """
+
+    @nn.compact
+    def __call__(
+        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
+    ) -> tuple[jax.Array, tuple[Moments | None, ...]]:
+        """Normalises and rectifies `[*b, c1]`, `[*b, c2]`, .. to `[*b, c1 + c2 + ..]`.
+
+        Args:
+          pieces: floating.
+          known: moments of each piece, as an earlier call returned them, or None.
+          train: as `BatchNorm`.
+
+        Returns:
+          The result, and the moments of all pieces; those that were given where the running ones are used.
+        """
+        normalized, moments = self._normalized(pieces, known, train)
+        # Rectified piece by piece: after the concatenation XLA's CPU would write both.
+        return jnp.concatenate([nn.relu(piece) for piece in normalized], axis=-1), moments
 
 
 def batch_moments(x: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.fully_connected import FullyConnectedConvs
 from jaxseg.layers.heads import rates_at, zoomed
 from jaxseg.layers.image import check_image, check_output_stride
@@ -60,7 +61,7 @@ class ScaleBranch(nn.Module):
         """`[*b, h, w, c] -> [*b, h, w, classes]`."""
         for i, kernel_size in enumerate((3, 1), start=1):
             conv = Conv(self.features, kernel_size, use_bias=True, dtype=self.dtype, name=f"conv{i}")
-            x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i}")(nn.relu(conv(x)))
+            x = Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i}")(nn.relu(conv(x)))
         return Conv(self.num_classes, use_bias=True, kernel_init=CLASSIFIER, name="classifier")(x)
 
 

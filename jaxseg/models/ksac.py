@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import ConvNorm, he_normal
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.heads import rates_at
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions
@@ -60,7 +61,7 @@ class KSAC(nn.Module):
             y = ConvNorm(self.features, name="project", **shared)(jnp.concatenate(branches, axis=-1), train)
         else:
             y = jnp.sum(jnp.stack(branches), axis=0)
-        return nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
+        return Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
 
 
 def build(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.heads import AuxiliaryHead, enlarged
 from jaxseg.layers.image import check_image, check_output_stride
 from jaxseg.layers.norm import NormOptions
@@ -52,7 +53,7 @@ class PSPNet(nn.Module):
         pyramid = self.pooling(features[self.deepest], train)
         fused = self.fusion(pyramid, train)
         whole = (-3, -2) if self.channel_dropout else ()
-        x = nn.Dropout(self.dropout_rate, whole, deterministic=not train, name="dropout")(fused)
+        x = Dropout(self.dropout_rate, whole, deterministic=not train, name="dropout")(fused)
         scores: dict[str, Any] = {"use_bias": True, "kernel_init": classifier_normal(), "name": "classifier"}
         low_logits = Conv(self.num_classes, self.classifier_kernel_size, **scores)(x)
         outputs = taps_of(features) | {"pyramid": pyramid, "fusion": fused, "low_logits": low_logits}

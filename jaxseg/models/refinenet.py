@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.heads import enlarged
 from jaxseg.layers.image import check_image
 from jaxseg.layers.trunk import make_trunk, taps_of
@@ -110,10 +111,11 @@ class RefineNet(nn.Module):
         for i in reversed(range(len(LEVELS))):
             level = features[LEVELS[i]]
             if i >= 2:
-                level = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i + 1}")(level)
+                level = Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i + 1}")(level)
             options = self.features[i], self.crp_blocks, self.crp_order, self.output_units[i], self.dtype
             x = outputs[f"refine{i + 1}"] = RefineBlock(*options, name=f"block{i + 1}")(level, x)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        assert x is not None  # there are levels
+        x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         low_logits = Conv(self.num_classes, 3, use_bias=True, kernel_init=NORMAL, name="classifier")(x)
         outputs["low_logits"] = low_logits
         return outputs | enlarged("logits", low_logits, image.shape[-3:-1], alignment="align_corners")

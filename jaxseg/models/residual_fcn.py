@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
 from jaxseg.ops.pooling import max_pool
@@ -94,7 +95,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h', w', features or 4 features]`."""
         shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate, deterministic=not train)
         if self.bottleneck:
             y = Convolution(self.features, strides=2 if self.halve else 1, name="conv1", **shared)(x, train)
             y = Convolution(self.features, 3, name="conv2", **shared)(y, train)
@@ -138,7 +139,7 @@ class ResidualFCN(nn.Module):
         first = Conv(
             self.width, 3, padding="torch", use_bias=True, kernel_init=he_fan_in, dtype=self.dtype, name="first"
         )
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate, deterministic=not train)
         x = dropout(first(image))
         outputs, downs = {"down0": x}, [x]
         *mains, across = self.depths

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
 from jaxseg.ops.local_response_norm import local_response_norm
@@ -113,7 +114,7 @@ class SegNet(nn.Module):
             x, indices = max_pool_with_indices(x, 2, ceil=True)
             places.append((indices, size))
             if self.dropout_rate and stage >= self.dropout_from:
-                x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+                x = Dropout(self.dropout_rate, deterministic=not train)(x)
             outputs[f"encoder{stage}"] = x
         for depth, channels in enumerate(self.decoder):
             stage = len(self.decoder) - depth

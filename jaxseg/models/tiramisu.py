@@ -7,7 +7,7 @@ input, and its result is cropped to the skip.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
-from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.layers.norm import Moments, NormOptions, StackNorm
 from jaxseg.layers.upsample import Upsample
+from jaxseg.ops.apart import gradient_apart
 from jaxseg.ops.pooling import max_pool
 
 PUBLISHED = {
@@ -30,22 +32,39 @@ UP: dict[str, Any] = {"kernel_size": 3, "offset": 0, "initial_kernel": "he", "us
 HE_UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
+class Stack(NamedTuple):
+    """Feature maps beside each other, and the moments of each once a batch norm has made them."""
+
+    pieces: tuple[jax.Array, ...]
+    moments: tuple[Moments | None, ...] = (None,)
+
+    def whole(self) -> jax.Array:
+        """`[*b, h, w, c]`."""
+        return jnp.concatenate(self.pieces, axis=-1)
+
+
 class NormConv(nn.Module):
-    """Batch norm, ReLU, convolution with bias, dropout: the paper's layer."""
+    """Batch norm, ReLU, convolution with bias, dropout: the paper's layer; and 2x2 max pooling, its transition down."""
 
     features: int
     kernel_size: int = 3
+    pool: bool = False
     dropout_rate: float = 0.2
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[*b, h, w, c] -> [*b, h, w, features]`."""
-        x = nn.relu(BatchNorm(self.norm, self.dtype, name="norm")(x, train))
+    def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
+        """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack with the moments of its pieces."""
+        x, moments = StackNorm(self.norm, self.dtype, name="norm")(stack.pieces, stack.moments, train)
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
         x = Conv(self.features, self.kernel_size, name="conv", **shared)(x)
-        return nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        witness: jax.Array = self.get_variable("params", "conv")["bias"][0]
+        x = gradient_apart(x, witness)
+        x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        if self.pool:
+            x = gradient_apart(max_pool(x, 2), witness)
+        return x, Stack(stack.pieces, moments)
 
 
 class DenseBlock(nn.Module):
@@ -58,15 +77,13 @@ class DenseBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """`[*b, h, w, c]` -> the stack `[*b, h, w, c + layers * growth_rate]`, and what is new in it."""
-        made: list[jax.Array] = []
+    def __call__(self, stack: Stack, train: bool) -> Stack:
+        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new pieces at its end."""
         for i in range(self.layers):
-            stack = jnp.concatenate([x, *made], axis=-1) if made else x
-            layer = NormConv(self.growth_rate, 3, self.dropout_rate, self.norm, self.dtype, name=f"layer{i + 1}")
-            made.append(layer(stack, train))
-        new = jnp.concatenate(made, axis=-1)
-        return jnp.concatenate([x, new], axis=-1), new
+            layer = NormConv(self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype, name=f"layer{i + 1}")
+            made, stack = layer(stack, train)
+            stack = Stack((*stack.pieces, made), (*stack.moments, None))
+        return stack
 
 
 class Tiramisu(nn.Module):
@@ -89,22 +106,25 @@ class Tiramisu(nn.Module):
         shared: dict[str, Any] = {"dropout_rate": self.dropout_rate, "norm": self.norm, "dtype": self.dtype}
         block = nn.remat(DenseBlock, static_argnums=(2,)) if self.remat else DenseBlock
         first = Conv(self.first_channels, 3, use_bias=True, kernel_init=HE_UNIFORM, dtype=self.dtype, name="first")
-        x, skips, outputs = first(image), [], {}
+        stack, skips, outputs = Stack((first(image),)), [], {}
         for i in range(levels):
-            x, _ = block(self.layers[i], self.growth_rate, name=f"down{i + 1}", **shared)(x, train)
-            skips.append(x)
-            outputs[f"down{i + 1}"] = x
-            x = NormConv(x.shape[-1], 1, name=f"transition_down{i + 1}", **shared)(x, train)
-            x = max_pool(x, 2)
-        x, new = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(x, train)
-        outputs["bottleneck"] = x
+            stack = block(self.layers[i], self.growth_rate, name=f"down{i + 1}", **shared)(stack, train)
+            outputs[f"down{i + 1}"] = stack.whole()
+            channels = outputs[f"down{i + 1}"].shape[-1]
+            x, skip = NormConv(channels, 1, True, name=f"transition_down{i + 1}", **shared)(stack, train)
+            skips.append(skip)
+            stack = Stack((x,))
+        stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
+        outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
+            new = jnp.concatenate(stack.pieces[-self.layers[levels + i] :], axis=-1)
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
-            grown = up(new, skip.shape[-3:-1])
-            x = jnp.concatenate([grown, skip], axis=-1)
-            x, new = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(x, train)
-            outputs[f"up{i + 1}"] = x
+            grown = up(new, skip.pieces[0].shape[-3:-1])
+            stack = Stack((grown, *skip.pieces), (None, *skip.moments))
+            stack = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(stack, train)
+            outputs[f"up{i + 1}"] = stack.whole()
+        x = outputs[f"up{levels}"]
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=HE_UNIFORM, name="classifier")
         return outputs | {"logits": classifier(x.astype(jnp.float32))}
 

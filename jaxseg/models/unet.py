@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
 from jaxseg.ops.mirror import mirror_pad
@@ -140,7 +141,7 @@ class UNet(nn.Module):
             x = mirror_pad(x, [(border, tile_side(n, self.depth) - n - border) for n in size])
         shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         block = nn.remat(DoubleConv, static_argnums=(2,)) if self.remat else DoubleConv
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate, deterministic=not train)
         outputs, skips = {}, []
         for level in range(1, self.depth + 1):
             x = block(self.width * 2 ** (level - 1), name=f"encoder{level}", **shared)(x, train)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv, ConvNorm, classifier_normal
+from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.heads import AuxiliaryHead, enlarged
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import NormOptions
@@ -74,7 +75,7 @@ class UPerNet(nn.Module):
         finest = maps[0].shape[-3:-1]
         stacked = jnp.concatenate([resize(m, finest, alignment=self.alignment) for m in maps], axis=-1)
         fused = self.fusion(stacked, train)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(fused)
+        x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(fused)
         low_logits = Conv(self.num_classes, use_bias=True, kernel_init=classifier_normal(), name="classifier")(x)
         outputs = taps_of(features) | {f"pyramid{i + 1}": m for i, m in enumerate(maps)}
         outputs |= {"fusion": fused, "low_logits": low_logits}

@@ -38,6 +38,8 @@ numbers where there are fewer channels out than in. Two cores, kernel 3x3, rate 
 | 4x256x256, 16 -> 16    | 24                | 28   | 24     | 6.9     |
 | 4x256x256, 16 -> 21    | 208               | 34   | 37     | 14      |
 | 4x64x64, 64 -> 64      | 14                |      | 13     |         |
+| 3x224x224, 3 -> 48     | 26                | 6.6  |        |         |
+| 4x128x128, 16 -> 64    | 19                | 12   |        |         |
 
 Tried on dense kernels at rate 1 and found no faster than XLA's convolution, so left to it: the same products over
 shifted slices, im2col (whole, by kernel rows, by blocks of rows), the kernel gradient as products of shifted slices.
@@ -116,7 +118,7 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             return Lowering(True, "taps" if share <= KERNEL_SHARE else "xla")
     enough, spread = h * w >= ROWS_PIXELS, kh * kw > 1
-    thin = n % 16 != 0 or max(c, n) <= 16
+    thin = n % 16 != 0 or c <= 16
     if enough and spread and c >= SHIFTS_RATIO * n and (n <= SHIFTS_CHANNELS or thin):
         return Lowering(False, "shifts")
     if enough and thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS:

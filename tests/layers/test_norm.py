@@ -1,12 +1,13 @@
 """Batch norm against NumPy in float64, with the running statistics and the gradient."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import BatchNorm, NormOptions, batch_moments
+from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm, batch_moments
 
 
 def variables(c, scale=1.0, bias=0.0, mean=0.0, var=1.0):
@@ -104,3 +105,50 @@ def test_batch_statistics_at_test_leave_the_running_ones():
     np.testing.assert_array_equal(tested, trained)
     assert np.abs(tested - BatchNorm().apply(variables(2), x, False)).max() > 0.5
     jax.tree.map(np.testing.assert_array_equal, dict(updated), {"batch_stats": variables(2)["batch_stats"]})
+
+
+def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
+    """Values, updated statistics and all gradients; the first piece's moments are known, the others are not."""
+    keys = jax.random.split(jax.random.key(2), 5)
+    widths = (3, 2, 4)
+    pieces = [1.5 * jax.random.normal(k, (2, 5, 3, c)) + 0.3 for k, c in zip(keys, widths, strict=False)]
+    weight = jax.random.normal(keys[3], (2, 5, 3, sum(widths)))
+    given = variables(sum(widths), bias=0.2, mean=0.4)
+    given["params"]["scale"] = jax.random.normal(keys[4], (sum(widths),))
+
+    def whole(params, pieces):
+        x = jnp.concatenate(pieces, axis=-1)
+        y, updated = BatchNorm().apply({**given, "params": params}, x, True, mutable=["batch_stats"])
+        return jnp.sum(weight * jax.nn.relu(y)), updated
+
+    def stacked(params, pieces):
+        known = (batch_moments(pieces[0], shift=jnp.zeros(widths[0])), None, None)
+        of = {**given, "params": params}
+        (y, moments), updated = StackNorm().apply(of, pieces, known, True, mutable=["batch_stats"])
+        assert [mean.shape for mean, _ in moments] == [(c,) for c in widths]
+        return jnp.sum(weight * y), updated
+
+    for f in (stacked, jax.jit(stacked)):
+        (value, updated), gradients = jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(given["params"], pieces)
+        expected = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(given["params"], pieces)
+        chex.assert_trees_all_close(((value, updated), gradients), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_moments_of_a_stack_that_are_known_are_not_made_again():
+    pieces = [jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1))]
+    known = ((jnp.asarray([-1.0]), jnp.asarray([4.0])), None)
+    (y, moments), updated = StackNorm(NormOptions(momentum=0.5, epsilon=0.0)).apply(
+        variables(2), pieces, (known[0], (jnp.asarray([0.0]), jnp.asarray([16.0]))), True, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.5])  # (1 + 1) / 2, 2 / 4
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], [-0.5, 0.0])
+    assert float(moments[0][1][0]) == 4.0
+
+
+@pytest.mark.parametrize("train, frozen", [(False, False), (True, True)])
+def test_a_stack_with_running_statistics_makes_no_moments(train, frozen):
+    pieces = [jnp.full((1, 2, 2, 1), 3.0), jnp.full((1, 2, 2, 1), -3.0)]
+    layer = StackNorm(NormOptions(epsilon=0.0, frozen=frozen))
+    y, moments = layer.apply(variables(2, mean=1.0, var=4.0), pieces, (None, None), train)
+    np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.0])
+    assert moments == (None, None)

@@ -1,0 +1,48 @@
+"""A border that keeps XLA's CPU from computing a gradient anew in everything that reads it.
+
+XLA's CPU fuses elementwise work (the sum of a dense block's gradients, dropout, max pooling's placement) into every
+operation that reads it, and computes it once for each: three times before a convolution with bias. It removes
+`optimization_barrier` before it fuses. It does not look into a loop whose number of turns it cannot know.
+FC-DenseNet56, train step of 3 x 224 x 224 on two cores: 4.5 s without, 3.8 s with it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.custom_vjp
+def gradient_apart(x: jax.Array, witness: jax.Array) -> jax.Array:
+    """x; its gradient is written to memory once where the platform is a CPU.
+
+    Args:
+      x: floating, any shape.
+      witness: a number that is known at run time only and finite unless the training is lost, such as a parameter:
+        `[]` floating. Where it is not finite it is added to the gradient, which is not finite then either.
+
+    Returns:
+      x. The witness has the gradient 0.
+    """
+    del witness
+    return x
+
+
+def _forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x, witness
+
+
+def _backward(witness: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    g = lax.platform_dependent(g, witness, cpu=_apart, default=lambda g, _: g)
+    return g, jnp.zeros_like(witness)
+
+
+def _apart(g: jax.Array, witness: jax.Array) -> jax.Array:
+    turns = jnp.where(jnp.isfinite(witness), 0, 1)
+
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return state[0] + 1, state[1] + witness.astype(g.dtype)
+
+    return lax.while_loop(lambda state: state[0] < turns, turn, (jnp.zeros_like(turns), g))[1]
+
+
+gradient_apart.defvjp(_forward, _backward)
