@@ -4,8 +4,8 @@ Every experiment of experiments/ is started twice, at its own crop and batch, wi
 the first start, and ended when it prints 'First step dispatched'. The result holds that line's seconds, and the seconds
 of processor time until then, which other work on the machine changes less. Experiments on data that is not here read
 the drawn `shapes` (21 classes, as VOC) and start from random weights; `overrides` says what was changed. CamVid's need
---camvid=DIR and are left out without it: their class weights are those of eleven classes. The issue's goal is a second
-start under 15 s. What the file holds of experiments that are not asked for stays.
+--camvid=DIR and are left out without it: their class weights are those of eleven classes. A second start should
+take less than 15 s. What the file holds of experiments that are not asked for stays.
 """
 
 import argparse
