@@ -101,10 +101,11 @@ def test_values_and_gradients(kind, h, w, strides, dilation, padding):
     np.testing.assert_allclose(dk, dk_stock, rtol=1e-5, atol=1e-4)
 
 
-def test_pointwise_gradient_of_a_large_image():
-    """Above LARGE_IMAGE_PX the kernel gradient takes another way."""
-    x, kernel, key = inputs(48, 47, 3, 2, 1, 1)
-    g = jax.random.normal(key, (2, 48, 47, 2))
+@pytest.mark.parametrize("c, n", [(5, 7), (9, 4)])
+def test_pointwise_gradient_of_a_large_image(c, n):
+    """Above LARGE_IMAGE_PX the kernel gradient takes another way, and one more with few channels out."""
+    x, kernel, key = inputs(48, 47, c, n, 1, 1)
+    g = jax.random.normal(key, (2, 48, 47, n))
     dx, dk = jax.jit(lambda x, k, g: jax.vjp(conv, x, k)[1](g))(x, kernel, g)
     x64, k64, g64 = (np.asarray(a, np.float64) for a in (x, kernel, g))
     np.testing.assert_allclose(dk[0, 0], np.einsum("bhwm,bhwn->mn", x64, g64), rtol=1e-5, atol=1e-4)
