@@ -30,7 +30,14 @@ def restore_variables(run: Run, workdir: pathlib.Path, checkpoint: str) -> tuple
         try:
             restored, _ = store.restore(shapes, step=step)
         except CheckpointMismatch as error:
-            raise _mismatch(error, run, workdir, step) from error
+            differing = _other_keys(run, workdir)
+            if not differing:
+                raise
+            raise JaxsegError(
+                f"{workdir}: the checkpoint of step {step} does not fit the config. What it was made with differs:\n"
+                + "\n".join(differing)
+                + "\nGive those values, or the --workdir that belongs to this config."
+            ) from error
         # Orbax raises many kinds for files that are damaged.
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
@@ -41,16 +48,9 @@ def restore_variables(run: Run, workdir: pathlib.Path, checkpoint: str) -> tuple
     return restored.variables(), step
 
 
-def _mismatch(error: CheckpointMismatch, run: Run, workdir: pathlib.Path, step: int) -> JaxsegError:
-    """The keys of the config that differ from the training's, or the arrays where none does."""
+def _other_keys(run: Run, workdir: pathlib.Path) -> list[str]:
+    """A line for each key of the config that the training had otherwise."""
     config = run.config.to_dict()
     config["loss"] = read_class_weights(config["loss"], run.info)  # as the run noted it
     # Where the first weights came from changes no array.
-    differing = [line for line in differences(workdir, config) if not line.startswith("  config.weights.")]
-    if not differing:
-        return error
-    return JaxsegError(
-        f"{workdir}: the checkpoint of step {step} does not fit the config. What it was made with differs:\n"
-        + "\n".join(differing)
-        + "\nGive those values, or the --workdir that belongs to this config."
-    )
+    return [line for line in differences(workdir, config) if not line.startswith("  config.weights.")]

@@ -113,7 +113,7 @@ class CheckpointStore:
             raise CheckpointMismatch(
                 f"The checkpoint of step {step} in {self.directory} holds other arrays than this config's:\n"
                 + "\n".join(f"  {line}" for line in differing[:NAMED])
-                + more
+                + f"{more}\nGive the config that it was made with, or another --workdir."
             )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
