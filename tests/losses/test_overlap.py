@@ -340,6 +340,10 @@ def test_no_rows_and_columns():
         dice(LOGITS[0], LABELS[0])
 
 
-def test_generalized_dice_of_a_batch_is_one_number():
+def test_generalized_dice_of_a_batch_is_that_of_its_images_below_each_other():
     logits, labels, where = example()
-    assert generalized_dice(logits, labels, where=where, per_image=False).shape == ()
+    value = generalized_dice(logits, labels, where=where, per_image=False)
+    one = [x.reshape(1, -1, *x.shape[2:]) for x in (logits, labels, where)]
+    alone = generalized_dice(one[0], one[1], where=one[2], per_image=True)
+    assert value.shape == () and alone.shape == (1,)
+    np.testing.assert_allclose(value, alone[0], rtol=1e-6)
