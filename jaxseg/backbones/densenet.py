@@ -14,7 +14,7 @@ from jax import lax
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.layers.image import check_output_stride
-from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.layers.norm import BatchNorm, NormOptions, Stack, StackNorm
 from jaxseg.ops.pooling import max_pool
 
 # depth: growth rate, channels of the stem, layers of the four dense blocks.
@@ -28,7 +28,7 @@ OUTPUT_STRIDES = (4, 8, 16, 32)
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 1x1 to four times the growth; the same with 3x3 to the growth; concatenated to the input."""
+    """Batch norm, ReLU, 1x1 to four times the growth; the same with 3x3 to the growth; put on the stack."""
 
     growth: int
     dilation: int = 1
@@ -36,13 +36,13 @@ class DenseLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[*b, h, w, c] -> [*b, h, w, c + growth]`."""
-        y = nn.relu(BatchNorm(self.norm, self.dtype, name="norm1")(x, train))
+    def __call__(self, stack: Stack, train: bool) -> Stack:
+        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + growth]`."""
+        y, stack = StackNorm(self.norm, self.dtype, name="norm1")(stack, train)
         y = Conv(4 * self.growth, dtype=self.dtype, name="conv1")(y)
         y = nn.relu(BatchNorm(self.norm, self.dtype, name="norm2")(y, train))
         y = Conv(self.growth, 3, dilation=self.dilation, padding="torch", dtype=self.dtype, name="conv2")(y)
-        return jnp.concatenate([x, y], axis=-1)
+        return stack.before(Stack.of(y))
 
 
 class DenseNet(nn.Module):
@@ -66,11 +66,12 @@ class DenseNet(nn.Module):
         x = max_pool(x, 3, strides=2, padding=1)
         stride, rate = 4, 1
         for block, layers in enumerate(self.layers, start=1):
+            stack = Stack.of(x)
             for i in range(layers):
-                x = layer(self.growth, rate, name=f"block{block}_layer{i + 1}", **shared)(x, train)
+                stack = layer(self.growth, rate, name=f"block{block}_layer{i + 1}", **shared)(stack, train)
             last = block == len(self.layers)
             name = "norm_last" if last else f"transition{block}_norm"
-            x = nn.relu(BatchNorm(name=name, options=self.norm, dtype=self.dtype)(x, train))
+            x, _ = StackNorm(name=name, options=self.norm, dtype=self.dtype)(stack, train)
             features[f"block{block}"] = features[f"s{stride}"] = x
             if not last:
                 x = Conv(x.shape[-1] // 2, dtype=self.dtype, name=f"transition{block}_conv")(x)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -94,30 +95,52 @@ class BatchNorm(_Norm):
         return self._normalized((x,), (None,), train)[0][0]
 
 
+class Stack(NamedTuple):
+    """Feature maps beside each other in a dense block, and the moments of each once a norm has made them.
+
+    Attributes:
+      pieces: `[*b, h, w, c1]`, `[*b, h, w, c2]`, ..
+      moments: of each piece, or None.
+    """
+
+    pieces: tuple[jax.Array, ...]
+    moments: tuple[Moments | None, ...]
+
+    @classmethod
+    def of(cls, *pieces: jax.Array) -> "Stack":
+        """Pieces that no norm has seen."""
+        return cls(pieces, (None,) * len(pieces))
+
+    def before(self, other: "Stack") -> "Stack":
+        """This one's pieces, then the other's."""
+        return Stack(self.pieces + other.pieces, self.moments + other.moments)
+
+    def whole(self) -> jax.Array:
+        """`[*b, h, w, c1 + c2 + ..]`."""
+        return jnp.concatenate(self.pieces, axis=-1)
+
+
 class StackNorm(_Norm):
-    """ReLU of `BatchNorm` of pieces beside each other, of which earlier layers of a dense block have seen most.
+    """ReLU of `BatchNorm` of a stack, of which earlier layers of a dense block have seen most.
 
     A channel's moments are the same in every layer that reads it, so that each is summed once in the whole network, and
     its gradient is made of one term a layer and one for the moments (DenseNet: up to 2 L terms otherwise).
     """
 
     @nn.compact
-    def __call__(
-        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
-    ) -> tuple[jax.Array, tuple[Moments | None, ...]]:
-        """Normalises and rectifies `[*b, c1]`, `[*b, c2]`, .. to `[*b, c1 + c2 + ..]`.
+    def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
+        """Normalises and rectifies the whole stack.
 
         Args:
-          pieces: floating.
-          known: moments of each piece, as an earlier call returned them, or None.
+          stack: floating pieces, with the moments that an earlier call returned.
           train: as `BatchNorm`.
 
         Returns:
-          The result, and the moments of all pieces; those that were given where the running ones are used.
+          `[*b, c1 + c2 + ..]`, and the stack with all moments; with those it had where the running ones are used.
         """
-        normalized, moments = self._normalized(pieces, known, train)
+        normalized, moments = self._normalized(stack.pieces, stack.moments, train)
         # Rectified piece by piece: after the concatenation XLA's CPU would write both.
-        return jnp.concatenate([nn.relu(piece) for piece in normalized], axis=-1), moments
+        return jnp.concatenate([nn.relu(piece) for piece in normalized], axis=-1), Stack(stack.pieces, moments)
 
 
 def batch_moments(x: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ input, and its result is cropped to the skip.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
-from jaxseg.layers.norm import Moments, NormOptions, StackNorm
+from jaxseg.layers.norm import NormOptions, Stack, StackNorm
 from jaxseg.layers.upsample import Upsample
 from jaxseg.ops.apart import gradient_apart
 from jaxseg.ops.pooling import max_pool
@@ -30,17 +30,6 @@ PUBLISHED = {
 }
 UP: dict[str, Any] = {"kernel_size": 3, "offset": 0, "initial_kernel": "he", "use_bias": True}
 HE_UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
-
-
-class Stack(NamedTuple):
-    """Feature maps beside each other, and the moments of each once a batch norm has made them."""
-
-    pieces: tuple[jax.Array, ...]
-    moments: tuple[Moments | None, ...] = (None,)
-
-    def whole(self) -> jax.Array:
-        """`[*b, h, w, c]`."""
-        return jnp.concatenate(self.pieces, axis=-1)
 
 
 class NormConv(nn.Module):
@@ -56,7 +45,7 @@ class NormConv(nn.Module):
     @nn.compact
     def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
         """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack with the moments of its pieces."""
-        x, moments = StackNorm(self.norm, self.dtype, name="norm")(stack.pieces, stack.moments, train)
+        x, stack = StackNorm(self.norm, self.dtype, name="norm")(stack, train)
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
         x = Conv(self.features, self.kernel_size, name="conv", **shared)(x)
         witness: jax.Array = self.get_variable("params", "conv")["bias"][0]
@@ -64,7 +53,7 @@ class NormConv(nn.Module):
         x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         if self.pool:
             x = gradient_apart(max_pool(x, 2), witness)
-        return x, Stack(stack.pieces, moments)
+        return x, stack
 
 
 class DenseBlock(nn.Module):
@@ -82,7 +71,7 @@ class DenseBlock(nn.Module):
         for i in range(self.layers):
             layer = NormConv(self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype, name=f"layer{i + 1}")
             made, stack = layer(stack, train)
-            stack = Stack((*stack.pieces, made), (*stack.moments, None))
+            stack = stack.before(Stack.of(made))
         return stack
 
 
@@ -106,14 +95,14 @@ class Tiramisu(nn.Module):
         shared: dict[str, Any] = {"dropout_rate": self.dropout_rate, "norm": self.norm, "dtype": self.dtype}
         block = nn.remat(DenseBlock, static_argnums=(2,)) if self.remat else DenseBlock
         first = Conv(self.first_channels, 3, use_bias=True, kernel_init=HE_UNIFORM, dtype=self.dtype, name="first")
-        stack, skips, outputs = Stack((first(image),)), [], {}
+        stack, skips, outputs = Stack.of(first(image)), [], {}
         for i in range(levels):
             stack = block(self.layers[i], self.growth_rate, name=f"down{i + 1}", **shared)(stack, train)
             outputs[f"down{i + 1}"] = stack.whole()
             channels = outputs[f"down{i + 1}"].shape[-1]
             x, skip = NormConv(channels, 1, True, name=f"transition_down{i + 1}", **shared)(stack, train)
             skips.append(skip)
-            stack = Stack((x,))
+            stack = Stack.of(x)
         stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
         outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
@@ -121,7 +110,7 @@ class Tiramisu(nn.Module):
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
             grown = up(new, skip.pieces[0].shape[-3:-1])
-            stack = Stack((grown, *skip.pieces), (None, *skip.moments))
+            stack = Stack.of(grown).before(skip)
             stack = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(stack, train)
             outputs[f"up{i + 1}"] = stack.whole()
         x = outputs[f"up{levels}"]

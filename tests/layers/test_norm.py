@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm, batch_moments
+from jaxseg.layers.norm import BatchNorm, NormOptions, Stack, StackNorm, batch_moments
 
 
 def variables(c, scale=1.0, bias=0.0, mean=0.0, var=1.0):
@@ -124,8 +124,8 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
     def stacked(params, pieces):
         known = (batch_moments(pieces[0], shift=jnp.zeros(widths[0])), None, None)
         of = {**given, "params": params}
-        (y, moments), updated = StackNorm().apply(of, pieces, known, True, mutable=["batch_stats"])
-        assert [mean.shape for mean, _ in moments] == [(c,) for c in widths]
+        (y, stack), updated = StackNorm().apply(of, Stack(tuple(pieces), known), True, mutable=["batch_stats"])
+        assert [mean.shape for mean, _ in stack.moments] == [(c,) for c in widths]
         return jnp.sum(weight * y), updated
 
     (value, updated), gradients = jax.jit(jax.value_and_grad(stacked, argnums=(0, 1), has_aux=True))(
@@ -137,20 +137,20 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
 
 
 def test_moments_of_a_stack_that_are_known_are_not_made_again():
-    pieces = [jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1))]
-    known = ((jnp.asarray([-1.0]), jnp.asarray([4.0])), None)
-    (y, moments), updated = StackNorm(NormOptions(momentum=0.5, epsilon=0.0)).apply(
-        variables(2), pieces, (known[0], (jnp.asarray([0.0]), jnp.asarray([16.0]))), True, mutable=["batch_stats"]
-    )
+    pieces = (jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1)))
+    known = Stack(pieces, ((jnp.asarray([-1.0]), jnp.asarray([4.0])), (jnp.asarray([0.0]), jnp.asarray([16.0]))))
+    layer = StackNorm(NormOptions(momentum=0.5, epsilon=0.0))
+    (y, stack), updated = layer.apply(variables(2), known, True, mutable=["batch_stats"])
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.5])  # (1 + 1) / 2, 2 / 4
     np.testing.assert_allclose(updated["batch_stats"]["mean"], [-0.5, 0.0])
-    assert float(moments[0][1][0]) == 4.0
+    assert float(stack.moments[0][1][0]) == 4.0
 
 
 @pytest.mark.parametrize("train, frozen", [(False, False), (True, True)])
 def test_a_stack_with_running_statistics_makes_no_moments(train, frozen):
-    pieces = [jnp.full((1, 2, 2, 1), 3.0), jnp.full((1, 2, 2, 1), -3.0)]
+    pieces = Stack.of(jnp.full((1, 2, 2, 1), 3.0)).before(Stack.of(jnp.full((1, 2, 2, 1), -3.0)))
     layer = StackNorm(NormOptions(epsilon=0.0, frozen=frozen))
-    y, moments = layer.apply(variables(2, mean=1.0, var=4.0), pieces, (None, None), train)
+    y, stack = layer.apply(variables(2, mean=1.0, var=4.0), pieces, train)
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.0])
-    assert moments == (None, None)
+    np.testing.assert_array_equal(stack.whole()[0, 0, 0], [3.0, -3.0])
+    assert stack.moments == (None, None)
