@@ -51,6 +51,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.beside import blocks, convolve_beside
 from jaxseg.ops.stock_conv import stock_conv
 
 Pair = tuple[int, int]
@@ -80,11 +81,13 @@ SHIFTS_BLOCK = 2**18
 class Lowering(NamedTuple):
     """What a CPU does: values and input gradient tap by tap or XLA's; kernel gradient by one of four ways.
 
-    These are "taps", "rows", "shifts" and "xla".
+    These are "taps", "rows", "shifts" and "xla". `blocks`: of rows, into which XLA's convolution of the image is cut
+    (`ops/beside.py`).
     """
 
     by_taps: bool
     kernel: str
+    blocks: int = 1
 
 
 class _Tap(NamedTuple):
@@ -115,13 +118,19 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
         share = useful_share((h, w), (kh, kw), pads, dilation)
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             return Lowering(True, "taps" if share <= KERNEL_SHARE else "xla")
+    chosen = Lowering(False, _kernel_gradient_lowering(image, kernel), blocks(image, kernel, pads, dilation))
+    return None if chosen == Lowering(False, "xla") else chosen
+
+
+def _kernel_gradient_lowering(image: Sequence[int], kernel: Sequence[int]) -> str:
+    (h, w), (kh, kw, c, n) = image[1:3], kernel
     enough, spread = h * w >= ROWS_PIXELS, kh * kw > 1
     thin = n % 16 != 0 or max(c, n) <= 16 or c <= FEW_CHANNELS
     if enough and spread and thin and c >= SHIFTS_RATIO * n:
-        return Lowering(False, "shifts")
+        return "shifts"
     if enough and thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS:
-        return Lowering(False, "rows")
-    return None
+        return "rows"
+    return "xla"
 
 
 def _along(n: int, out: int, k: int, lo: int, d: int) -> Iterator[tuple[int, int, int, int]]:
@@ -290,8 +299,12 @@ def _forward(
 ) -> jax.Array:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
     stock = functools.partial(stock_conv, **options)
-    by_taps = functools.partial(_forward_by_taps, **options)
-    return lax.platform_dependent(x, kernel, cpu=by_taps if chosen.by_taps else stock, default=stock)
+    cpu: Callable[..., jax.Array] = stock
+    if chosen.by_taps:
+        cpu = functools.partial(_forward_by_taps, **options)
+    elif chosen.blocks > 1:
+        cpu = functools.partial(convolve_beside, number=chosen.blocks, **options)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=stock)
 
 
 def _vjp_forward(
