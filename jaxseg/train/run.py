@@ -84,8 +84,13 @@ class Run:
 
     @functools.cached_property
     def _initialize(self) -> Any:
-        """`initialize`, compiled; one object, so that its shapes and its values share one tracing of the network."""
-        return jax.jit(self.initialize)
+        """`initialize`, compiled; one object, so that its shapes and its values share one tracing of the network.
+
+        It runs once, so a CPU compiles its hundreds of random kernels with little optimisation: FC-DenseNet56's take
+        9 s instead of 47, and 49 instead of 35 ms to run; the values are the same.
+        """
+        little = {"xla_backend_optimization_level": 1} if jax.local_devices()[0].platform == "cpu" else None
+        return jax.jit(self.initialize, compiler_options=little)
 
     def variable_shapes(self) -> Any:
         """Shapes and dtypes of the model's variables, without computing them."""
