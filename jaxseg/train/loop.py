@@ -42,8 +42,9 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
-        state, start = restore_or_place(store, training, run, batches)
-        batches.start_prefetch()
+        restored = restore(store, training, run, batches)
+        batches.start_prefetch()  # its processes start while the first state is made
+        state, start = restored or (place_state(training.first_state(), run.mesh), 0)
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
         state, metrics = run_steps(run, training.step, evaluate, state, start, batches, store, observers)
         store.wait()
@@ -109,11 +110,11 @@ def make_evaluation(run: Run, observers: Sequence[Observer]) -> Callable[[TrainS
     return evaluate
 
 
-def restore_or_place(store: CheckpointStore, training: Training, run: Run, batches: Any) -> tuple[TrainState, int]:
-    """The newest readable checkpoint's state, with the input moved to where it was; else the first state."""
+def restore(store: CheckpointStore, training: Training, run: Run, batches: Any) -> tuple[TrainState, int] | None:
+    """The newest readable checkpoint's state and step, with the input moved to where it was; None: there is none."""
     restored = store.restore_latest(placed_shapes(training.abstract, run.mesh))
     if restored is None:
-        return place_state(training.first_state(), run.mesh), 0
+        return None
     state, data_state, step = restored
     if data_state:  # a converted checkpoint (jaxseg.tools.convert) has none: the input begins at its beginning
         batches.set_state(data_state)
