@@ -45,7 +45,7 @@ def create_state(variables: Any, optimizer: optax.GradientTransformation, *, see
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state={name: value for name, value in variables.items() if name != "params"},
-        opt_state=optimizer.init(params),
+        opt_state=jax.jit(optimizer.init)(params),  # one program and not one for each shape
         rng=jax.random.key_data(base_key(seed)),
         ema=jax.tree.map(jnp.array, params) if ema else None,
     )
