@@ -43,7 +43,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     for argument in arguments[1:]:
         match = re.match(r"--config=([^:]+)", argument)
         if match and not pathlib.Path(match[1]).is_file():
-            known = [str(p) for p in sorted(pathlib.Path(match[1]).parent.glob("*.py"))]
+            known = [str(p) for p in sorted(pathlib.Path(match[1]).parent.glob("[!_]*.py"))]
             fail(f"--config={match[1]}: there is no such file. {close_matches(match[1], known)}")
     try:
         return flags.FLAGS(list(arguments))
