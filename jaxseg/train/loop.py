@@ -10,6 +10,7 @@ import jax
 
 from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
+from jaxseg.train.ahead import compiled_ahead
 from jaxseg.train.checkpoint import CheckpointStore
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.meter import Meter, StepResult
@@ -42,11 +43,12 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
+        train_step = closing.enter_context(compiled_ahead(run, training))
         restored = restore(store, training, run, batches)
         batches.start_prefetch()  # its processes start while the first state is made
         state, start = restored or (place_state(training.first_state(), run.mesh), 0)
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
-        state, metrics = run_steps(run, training.step, evaluate, state, start, batches, store, observers)
+        state, metrics = run_steps(run, train_step(), evaluate, state, start, batches, store, observers)
         store.wait()
         summary = {"step": config.train.total_steps, "best_step": store.pick("best"), **metrics}
         notify(observers, "on_end", summary)

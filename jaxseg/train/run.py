@@ -169,7 +169,7 @@ class Training:
     """
 
     abstract: TrainState
-    step: Callable[..., Any]
+    step: jax.stages.Wrapped
     create: Callable[[Any], TrainState]
     first_state: Callable[[], TrainState]
 

@@ -1,7 +1,6 @@
 """One update of the state: gradients over the accumulation steps, optimiser, moving average."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ def make_train_step(
     mesh: Mesh,
     accumulation_steps: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """The jitted step `(state, batch) -> (state, metrics)`; the given state is donated.
 
     Each array of the new state takes the memory of the old one's. The batch is not donated: no result has its shape, so
