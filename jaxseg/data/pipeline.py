@@ -5,7 +5,7 @@ rows in worker processes and puts them in order.
 """
 
 import collections
-import contextlib
+import concurrent.futures
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +31,9 @@ class TrainIterator(grain.DatasetIterator):
     Grain's own state depends on the number of workers, so a run could not go on with another number; this one can, and
     with another number of processes too. Workers start at the first `next` or at `start_prefetch`.
 
+    Grain starts its processes at the first `next` and not at its own `start_prefetch`, so the first batch is asked for
+    in a thread.
+
     Attributes:
       replaced: names of bad examples met so far -> how often another one stood in.
     """
@@ -39,7 +42,7 @@ class TrainIterator(grain.DatasetIterator):
         super().__init__()
         self._open_at, self._split, self._identity = open_at, split, identity
         self._inner: grain.DatasetIterator | None = None
-        self._started = False
+        self._first: concurrent.futures.Future[Any] | None = None
         self._next_batch = 0
         self.replaced: collections.Counter[str] = collections.Counter()
 
@@ -49,15 +52,16 @@ class TrainIterator(grain.DatasetIterator):
             if self._closed:
                 raise ValueError("the iterator is closed")
             self._inner = self._open_at(self._next_batch)
-            with workers.signals_held():
-                self._inner.start_prefetch()
+            thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="first_batch")
+            with workers.signals_held():  # the thread, and the processes that it starts, inherit this
+                self._first = thread.submit(next, self._inner)
+            thread.shutdown(wait=False)
 
     def __next__(self) -> Batch:
         self.start_prefetch()
         assert self._inner is not None
-        with workers.signals_held() if not self._started else contextlib.nullcontext():
-            element = next(self._inner)
-        self._started = True
+        first, self._first = self._first, None
+        element = first.result() if first else next(self._inner)
         self._next_batch += 1
         # Copies out of the workers' shared memory: JAX on a CPU may keep looking at an array for longer than we know.
         batch = {name: np.array(value, np.int32 if name == "label" else None) for name, value in element.items()}
@@ -91,9 +95,11 @@ class TrainIterator(grain.DatasetIterator):
         self._next_batch = int(state["next_batch"])
 
     def _stop(self) -> None:
+        if self._first:
+            concurrent.futures.wait([self._first])  # its error, if it has one, belongs to a batch nobody asked for
         if self._inner is not None:
             self._inner.close()
-        self._inner, self._started = None, False
+        self._inner, self._first = None, None
 
     def close(self) -> None:
         """Ends the workers; safe to call twice."""

@@ -1,5 +1,6 @@
 """Worker processes: deaf to SIGTERM, gone with the process that started them, errors by name."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxseg.core.errors import BadExampleError
-from jaxseg.data.pipeline import _iterate
+from jaxseg.data.pipeline import _iterate, train_batches
 
 PROGRAM = """
 import json, pathlib, sys, time
@@ -89,6 +90,29 @@ def test_closing_ends_the_workers(trainer):
     while any(running(pid) for pid in started) and time.monotonic() < ended:
         time.sleep(0.05)
     assert not [pid for pid in started if running(pid)]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("taken", (0, 1))
+def test_prefetch_starts_the_workers_before_the_first_batch_is_asked_for(camvid_config, camvid, taken):
+    config = camvid_config | {"workers": 2}
+    before = set(children(os.getpid()))
+    batches = train_batches(config, camvid, batch_size=2, seed=0, mean_pixel=(0, 0, 0))
+    batches.start_prefetch()
+    ends = time.monotonic() + 30
+    while len(set(children(os.getpid())) - before) < 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    started = set(children(os.getpid())) - before
+    assert len(started) >= 2
+    assert batches.get_state()["next_batch"] == 0
+    with contextlib.closing(train_batches(config, camvid, batch_size=2, seed=0, mean_pixel=(0, 0, 0))) as plain:
+        for _ in range(taken):
+            assert next(batches)["index"].tolist() == next(plain)["index"].tolist()
+    batches.close()
+    ends = time.monotonic() + 20
+    while any(running(pid) for pid in started) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert len([pid for pid in started if running(pid)]) <= 1  # the tracker of shared memory, where this started it
 
 
 class Failing:
