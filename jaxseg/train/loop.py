@@ -43,12 +43,12 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
-        train_step = closing.enter_context(compiled_ahead(run, training))
+        program = closing.enter_context(compiled_ahead(run, training))
         restored = restore(store, training, run, batches)
         batches.start_prefetch()  # its processes start while the first state is made
         state, start = restored or (place_state(training.first_state(), run.mesh), 0)
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
-        state, metrics = run_steps(run, train_step(), evaluate, state, start, batches, store, observers)
+        state, metrics = run_steps(run, program, evaluate, state, start, batches, store, observers)
         store.wait()
         summary = {"step": config.train.total_steps, "best_step": store.pick("best"), **metrics}
         notify(observers, "on_end", summary)
@@ -57,7 +57,7 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
 
 def run_steps(
     run: Run,
-    train_step: Callable[..., Any],
+    program: Callable[[], Callable[..., Any]],
     evaluate: Callable[[TrainState, int], dict[str, float]],
     state: TrainState,
     start: int,
@@ -71,6 +71,7 @@ def run_steps(
     if start >= total:
         return state, evaluate(state, start)
     with StopRequest() as stop:
+        train_step = program()
         for step in range(start + 1, total + 1):
             batch = meter.timed_input(lambda: next(batches))
             placed = put_batch(run.mesh, {name: batch[name] for name in TRAINED_FIELDS})
