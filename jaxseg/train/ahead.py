@@ -1,11 +1,10 @@
-"""The train step's program, made in a thread of its own while the first state is computed or a checkpoint read.
+"""The train step's program, made in a thread of its own while the first state is computed.
 
 Tracing holds Python's lock, but half of a start is XLA's: compiling, or setting up what the compilation cache has.
 """
 
 import concurrent.futures
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.mesh import batch_sharding
 from jaxseg.train.run import Run, Training
-from jaxseg.train.state import placed_shapes
+from jaxseg.train.state import TrainState, place_state, placed_shapes
 
 
 def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
@@ -26,13 +25,14 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-@contextlib.contextmanager
-def compiled_ahead(run: Run, training: Training) -> Iterator[Callable[[], Callable[..., Any]]]:
-    """Begins to compile `training.step`; what it gives waits for the program, or raises what tracing raised."""
+def begin(run: Run, training: Training, weights: Any) -> tuple[TrainState, Callable[[], Callable[..., Any]]]:
+    """The placed state of step 0, and what waits for the compiled `training.step` or raises what tracing raised.
+
+    `weights` are of `Run.read_weights`: what can fail comes before the thread, since nothing can end a compilation, not
+    even the process' end.
+    """
     arguments = placed_shapes(training.abstract, run.mesh), batch_shapes(run)
     thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="train_step")
     program = thread.submit(lambda: training.step.lower(*arguments).compile())
-    try:
-        yield program.result
-    finally:
-        thread.shutdown(wait=False)  # a run that fails says so at once
+    thread.shutdown(wait=False)
+    return place_state(training.first_state(weights), run.mesh), program.result

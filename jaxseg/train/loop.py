@@ -10,13 +10,13 @@ import jax
 
 from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
-from jaxseg.train.ahead import compiled_ahead
+from jaxseg.train.ahead import begin
 from jaxseg.train.checkpoint import CheckpointStore
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
 from jaxseg.train.run import Run, Training, make_training
-from jaxseg.train.state import TrainState, place_state, placed_shapes
+from jaxseg.train.state import TrainState, placed_shapes
 from jaxseg.train.step import TRAINED_FIELDS
 from jaxseg.train.stop import Preempted, StopRequest
 from jaxseg.train.workdir import claim
@@ -43,10 +43,14 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))
-        program = closing.enter_context(compiled_ahead(run, training))
         restored = restore(store, training, run, batches)
+        weights = None if restored else run.read_weights()  # before all that takes time: files may not fit
         batches.start_prefetch()  # its processes start while the first state is made
-        state, start = restored or (place_state(training.first_state(), run.mesh), 0)
+        program: Callable[[], Callable[..., Any]] = lambda: training.step  # noqa: E731
+        if restored:
+            state, start = restored
+        else:
+            (state, program), start = begin(run, training, weights), 0
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
         state, metrics = run_steps(run, program, evaluate, state, start, batches, store, observers)
         store.wait()

@@ -97,16 +97,25 @@ class Run:
         with jax.default_device(jax.local_devices()[0]):  # another context would be another tracing
             return jax.eval_shape(self._initialize, base_key(0))
 
-    def initial_variables(self) -> Any:
-        """Seeded variables on the host, with the weights that `config.weights` names; alike on every process."""
+    def read_weights(self) -> Any:
+        """`variable_shapes` with the arrays in place that the file of `config.weights` has, if it names one.
+
+        Raises:
+          JaxsegError: as `load_weights`.
+        """
+        shapes = self.variable_shapes()
+        if not self.config.weights.path:
+            return shapes
+        options = self.config.weights.to_dict()
+        settings = {"image_mean": self.image_mean, "image_std": self.image_std}
+        return load_weights(options.pop("path"), shapes, network=self.model, settings=settings, **options)
+
+    def initial_variables(self, weights: Any) -> Any:
+        """Seeded variables on the host where `weights`, of `read_weights`, has shapes only; alike on every process."""
         with jax.default_device(jax.local_devices()[0]):
             key = jax.random.fold_in(base_key(self.config.seed), 0x1717)
-            variables = jax.tree.map(np.asarray, self._initialize(key))
-        if self.config.weights.path:
-            options = self.config.weights.to_dict()
-            settings = {"image_mean": self.image_mean, "image_std": self.image_std}
-            variables = load_weights(options.pop("path"), variables, network=self.model, settings=settings, **options)
-        return variables
+            seeded = jax.tree.map(np.asarray, self._initialize(key))
+        return jax.tree.map(lambda w, s: s if isinstance(w, jax.ShapeDtypeStruct) else w, weights, seeded)
 
     def evaluator(self) -> Evaluator:
         """A compiled evaluation of this predictor on this mesh."""
@@ -165,13 +174,14 @@ class Training:
       abstract: shapes and dtypes of the state, without computing it.
       step: the compiled-on-first-use train step.
       create: makes the state of step 0 from variables.
-      first_state: computes that of the config on the host; not needed when a checkpoint is restored.
+      first_state: computes that of the config on the host, given `Run.read_weights`; not needed when a checkpoint is
+        restored.
     """
 
     abstract: TrainState
     step: jax.stages.Wrapped
     create: Callable[[Any], TrainState]
-    first_state: Callable[[], TrainState]
+    first_state: Callable[[Any], TrainState]
 
 
 def make_training(run: Run) -> Training:
@@ -211,4 +221,4 @@ def make_training(run: Run) -> Training:
         accumulation_steps=accumulation,
         ema_decay=options.ema_decay,
     )
-    return Training(abstract, step, create, lambda: create(run.initial_variables()))
+    return Training(abstract, step, create, lambda weights: create(run.initial_variables(weights)))

@@ -22,6 +22,7 @@ MISTAKES = {
     "count": (["--config.evaluate.every_steps=0"], "config.evaluate.every_steps = 0 must be at least 1"),
     "mesh": (["--config.mesh.fsdp=3"], "does not fit"),
     "split": (["--config.data.train_split=trian"], "train"),
+    "weights": (["--config.weights.path=nowhere.npz", "--config.weights.table=torchvision_resnet"], "nowhere.npz"),
     "predict without input": (["--mode=predict"], "--input"),
     "evaluate before training": (["--mode=evaluate"], "Train"),
 }

@@ -1,6 +1,7 @@
 """What a run does before its first step: initial values, and the step's program made beside them."""
 
 import contextlib
+import copy
 import dataclasses
 
 import jax
@@ -11,7 +12,8 @@ from experiments.defaults import defaults
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import put_batch
 from jaxseg.core.rng import base_key
-from jaxseg.train.ahead import batch_shapes, compiled_ahead
+from jaxseg.train import loop
+from jaxseg.train.ahead import batch_shapes, begin
 from jaxseg.train.loop import open_train_batches
 from jaxseg.train.run import make_run, make_training
 from jaxseg.train.state import place_state
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
 
 
 def test_initial_values_at_little_optimisation_are_those_of_the_plain_program(run):
-    made = run.initial_variables()
+    made = run.initial_variables(run.read_weights())
     key = jax.random.fold_in(base_key(run.config.seed), 0x1717)
     jax.tree.map(np.testing.assert_array_equal, made, jax.jit(run.initialize)(key))
     assert len(jax.tree.leaves(made)) > 50
@@ -41,11 +43,9 @@ def test_the_program_made_ahead_takes_what_the_input_gives_and_steps_as_the_plai
     batch = put_batch(run.mesh, {name: first[name] for name in TRAINED_FIELDS})
     described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch)
     assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch_shapes(run))
-    with compiled_ahead(run, training) as program:
-        state = training.first_state()
-        step = program()
-    ahead = step(place_state(state, run.mesh), batch)
-    plain = training.step(place_state(state, run.mesh), batch)
+    state, program = begin(run, training, run.read_weights())
+    ahead = program()(state, batch)
+    plain = training.step(place_state(training.first_state(run.read_weights()), run.mesh), batch)
     jax.tree.map(np.testing.assert_array_equal, ahead, plain)
     assert int(ahead[0].step) == 1
 
@@ -55,5 +55,18 @@ def test_what_tracing_raises_reaches_the_run(run):
         raise JaxsegError("input smaller than the network's minimum")
 
     training = dataclasses.replace(make_training(run), step=type("Step", (), {"lower": staticmethod(lower)}))
-    with compiled_ahead(run, training) as program, pytest.raises(JaxsegError, match="the network's minimum"):
+    _, program = begin(run, training, run.read_weights())
+    with pytest.raises(JaxsegError, match="the network's minimum"):
         program()
+
+
+def test_weights_that_cannot_be_read_are_found_before_a_program_or_workers_begin(run, tmp_path, monkeypatch):
+    def begun(*_):
+        raise AssertionError("the process would wait for it")
+
+    monkeypatch.setattr(loop, "begin", begun)
+    monkeypatch.setattr("jaxseg.data.pipeline.TrainIterator.start_prefetch", begun)
+    config = copy.deepcopy(run.config)
+    config.weights.update({"path": str(tmp_path / "nowhere.npz"), "table": "torchvision_resnet"})
+    with pytest.raises(JaxsegError, match=r"nowhere\.npz"):
+        loop.train(dataclasses.replace(run, config=config), tmp_path / "run", [])

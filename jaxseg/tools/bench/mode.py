@@ -74,7 +74,7 @@ def bench(config: Any, *, against: str = "none") -> dict[str, Any]:
         result["memory"] = memory_in_use(run)
         measured["train"] = train.program, take_turns(config, train, peer.train_step if peer else None)
         profiles["train"] = profiled(config, train)
-    state = train.state if train else place_state(training.first_state(), run.mesh)
+    state = train.state if train else place_state(training.first_state(run.read_weights()), run.mesh)
     if "inference" in parts:
         inference = InferenceWork(run, state.variables(), batch["image"])
         measured["inference"] = inference.program, take_turns(config, inference, peer.inference if peer else None)

@@ -99,7 +99,7 @@ class TrainWork:
         """Compiles. Args: run; training: its step; batch: this process's rows."""
         self._batch = put_batch(run.mesh, batch)
         self.program = compile_program(training.step, placed_shapes(training.abstract, run.mesh), self._batch)
-        self.state: TrainState = place_state(training.first_state(), run.mesh)
+        self.state: TrainState = place_state(training.first_state(run.read_weights()), run.mesh)
         self.loss = float("nan")
 
     def __call__(self) -> None:
