@@ -75,19 +75,20 @@ ROWS_BLOCK = 2**17
 FEW_CHANNELS = 4  # of an image
 # By shifts: at least so many channels in for one out; numbers of both sides at a time.
 SHIFTS_RATIO = 2
-SHIFTS_BLOCK = 2**18
+SHIFTS_BLOCK = 2**19
 
 
 class Lowering(NamedTuple):
     """What a CPU does: values and input gradient tap by tap or XLA's; kernel gradient by one of four ways.
 
-    These are "taps", "rows", "shifts" and "xla". `blocks`: of rows, into which XLA's convolution of the image is cut
-    (`ops/beside.py`).
+    These are "taps", "rows", "shifts" and "xla". `blocks` and `input_blocks`: of rows, into which XLA's convolutions of
+    the image and of the cotangent are cut (`ops/beside.py`).
     """
 
     by_taps: bool
     kernel: str
     blocks: int = 1
+    input_blocks: int = 1
 
 
 class _Tap(NamedTuple):
@@ -118,7 +119,14 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
         share = useful_share((h, w), (kh, kw), pads, dilation)
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             return Lowering(True, "taps" if share <= KERNEL_SHARE else "xla")
-    chosen = Lowering(False, _kernel_gradient_lowering(image, kernel), blocks(image, kernel, pads, dilation))
+    out = _out((h, w), (kh, kw), pads, dilation)
+    back = _gradient_pads((h, w), out, (kh, kw), pads, dilation)
+    chosen = Lowering(
+        False,
+        _kernel_gradient_lowering(image, kernel),
+        blocks(image, kernel, pads, dilation),
+        blocks((image[0], *out, n), (kh, kw, n, c), back, dilation),
+    )
     return None if chosen == Lowering(False, "xla") else chosen
 
 
@@ -174,6 +182,15 @@ def _out(size: Pair, kernel_size: Pair, pads: Pads, dilation: Pair) -> Pair:
     return rows, columns
 
 
+def _gradient_pads(
+    size: Sequence[int], out: Sequence[int], kernel_size: Sequence[int], pads: Pads, dilation: Pair
+) -> Pads:
+    """Padding of the cotangent, for the convolution with the turned kernel that gives the image's gradient."""
+    along = zip(size, out, kernel_size, pads, dilation, strict=True)
+    rows, columns = (((k - 1) * d - lo, n + lo - o) for n, o, k, (lo, _), d in along)
+    return rows, columns
+
+
 def _forward_by_taps(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
     (h, w), (kh, kw) = x.shape[1:3], kernel.shape[:2]
     out = _out((h, w), (kh, kw), pads, dilation)
@@ -195,6 +212,14 @@ def _input_gradient_by_taps(
         total = _add(total, part, tap.image, (h, w))
     assert total is not None
     return total.astype(x.dtype)
+
+
+def _input_gradient_beside(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, number: int, precision: Any
+) -> jax.Array:
+    back = _gradient_pads(x.shape[1:3], g.shape[1:3], kernel.shape[:2], pads, dilation)
+    turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+    return convolve_beside(g, turned, pads=back, dilation=dilation, number=number, precision=precision)
 
 
 def _kernel_gradient_by_taps(
@@ -251,11 +276,8 @@ def _kernel_gradient_by_shifts(
     (kh, kw, c, n), (b, h, w, _), (down, right) = kernel.shape, x.shape, dilation
     most = max(1, SHIFTS_BLOCK // (w * (2 * kh * kw * n + c)))
     rows = max(r for r in range(1, min(most, h) + 1) if h % r == 0)
-    edges = []
-    for size, out, k, (lo, _), d in zip((h, w), g.shape[1:3], (kh, kw), pads, dilation, strict=True):
-        before = (k - 1) * d - lo
-        edges.append((before, size + lo - out, 0))
-    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    above, beside = _gradient_pads((h, w), g.shape[1:3], (kh, kw), pads, dilation)
+    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (*above, 0), (*beside, 0), (0, 0, 0)))
     dot = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), ((0,), (0,))), precision=precision)
 
     def body(block: jax.Array, total: jax.Array) -> jax.Array:
@@ -330,7 +352,11 @@ def _vjp_backward(
     def stock_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
         return jax.vjp(lambda kernel: stock_conv(x, kernel, **options), kernel)[1](g)[0]
 
-    by_taps = functools.partial(_input_gradient_by_taps, **options)
+    of_input: Callable[..., jax.Array] = stock_input
+    if chosen.by_taps:
+        of_input = functools.partial(_input_gradient_by_taps, **options)
+    elif chosen.input_blocks > 1:
+        of_input = functools.partial(_input_gradient_beside, number=chosen.input_blocks, **options)
     of_kernel: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(_kernel_gradient_by_taps, **options),
         "rows": functools.partial(_kernel_gradient_by_rows, **options),
@@ -339,7 +365,7 @@ def _vjp_backward(
     }
     arguments = (*residuals, g)
     return (
-        lax.platform_dependent(*arguments, cpu=by_taps if chosen.by_taps else stock_input, default=stock_input),
+        lax.platform_dependent(*arguments, cpu=of_input, default=stock_input),
         lax.platform_dependent(*arguments, cpu=of_kernel[chosen.kernel], default=stock_kernel),
     )
 
