@@ -20,24 +20,32 @@ CPU milliseconds of one core (512 -> 512: of two), float32, kernel 3x3, forward 
 | 1x41x41, 2048 -> 21, 12   | 0.65  | 33 / 16 / 60      | 50 / 49 / 107   | 57 / 14 / 22    |
 
 The kernel gradient of thin convolutions is another product that XLA's convolution makes badly: the more so where the
-number of channels out is no multiple of 16. Here the pixels of all taps of a few rows lie beside each other, in the
+number of channels out is no multiple of 32. Here the pixels of all taps of a few rows lie beside each other, in the
 core's cache, and make one product an image ("rows"); or the cotangents of all taps do ("shifts"), which are fewer
-numbers where there are fewer channels out than in. Two cores, kernel 3x3, rate 1, kernel gradient, wall time:
+numbers where there are fewer channels out than in. Two cores, kernel 3x3, rate 1, kernel gradient, wall time, the best
+of nine or more on a machine that others share (PyTorch: another day):
 
 | input, channels        | XLA's convolution | rows | shifts | PyTorch |
 |------------------------|-------------------|------|--------|---------|
 | 3x224x224, 48 -> 12    | 78                | 40   | 21     | 16      |
-| 3x224x224, 168 -> 12   | 305               | 88   | 49     | 42      |
-| 3x112x112, 144 -> 12   | 70                | 25   | 12     | 11      |
+| 3x224x224, 168 -> 12   | 220               | 85   | 44     | 42      |
+| 3x112x112, 144 -> 12   | 51                | 27   | 11     | 11      |
 | 3x56x56, 300 -> 12     |                   | 16   | 6.0    | 6.2     |
 | 3x28x28, 400 -> 12     |                   | 6.1  | 2.8    | 1.6     |
+| 4x256x256, 16 -> 16    | 27                | 19   | 26     | 6.9     |
+| 4x256x256, 32 -> 16    | 52                | 37   | 31     |         |
+| 2x64x64, 128 -> 16     | 19                | 4.5  | 2.6    |         |
+| 4x256x256, 16 -> 21    | 138               | 19   | 39     | 14      |
 | 2x64x64, 256 -> 21     | 22                | 13   | 7.2    |         |
-| 4x256x256, 16 -> 16    | 24                | 28   | 24     | 6.9     |
-| 4x256x256, 16 -> 21    | 208               | 34   | 37     | 14      |
-| 3x224x224, 3 -> 48     | 26                | 6.6  |        |         |
+| 2x64x64, 96 -> 48      | 15                | 7.7  | 7.4    |         |
+| 2x64x64, 160 -> 80     | 20                | 19   | 15     |         |
+| 2x32x32, 320 -> 160    | 14                | 18   | 18     |         |
+| 2x64x64, 256 -> 64     | 26                | 24   | 20     |         |
+| 4x128x128, 64 -> 32    | 27                | 33   | 28     |         |
+| 3x224x224, 3 -> 48     | 29                | 10   |        |         |
 
-Multiples of 16 channels out gain alone (4x128x128, 128 -> 32: 96 and 42; 4x256x256, 32 -> 16: 71 and 30), but not in a
-network whose buffers stay with the process: U-Net's step was no faster, the first took 49 and 50 ms there.
+32 and 64 channels out are one task of XLA's (`ops/beside.py`), which takes half the processor time of both threads
+here: shifts for 128 -> 32 and 192 -> 64 made U-Net's step no faster.
 
 Tried on dense kernels at rate 1 and found no faster than XLA's convolution, so left to it: the same products over
 shifted slices, im2col (whole, by kernel rows, by blocks of rows), the kernel gradient as products of shifted slices.
@@ -70,9 +78,10 @@ THIN_CHANNELS = 16
 ROWS_CHANNELS = 64
 ROWS_COLUMNS = 4096
 ROWS_PIXELS = 196
-# Numbers of the image that lie beside each other at a time, about half of a core's second cache.
-ROWS_BLOCK = 2**17
+# Numbers of the image that lie beside each other at a time: larger ones leave the caches, smaller ones add more often.
+ROWS_BLOCK = 2**19
 FEW_CHANNELS = 4  # of an image
+ODD_CHANNELS = 96  # odd multiples of 16 up to here
 # By shifts: at least so many channels in for one out; numbers of both sides at a time.
 SHIFTS_RATIO = 2
 SHIFTS_BLOCK = 2**19
@@ -133,7 +142,7 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
 def _kernel_gradient_lowering(image: Sequence[int], kernel: Sequence[int]) -> str:
     (h, w), (kh, kw, c, n) = image[1:3], kernel
     enough, spread = h * w >= ROWS_PIXELS, kh * kw > 1
-    thin = n % 16 != 0 or max(c, n) <= 16 or c <= FEW_CHANNELS
+    thin = n % 16 != 0 or (n % 32 != 0 and n <= ODD_CHANNELS) or c <= FEW_CHANNELS
     if enough and spread and thin and c >= SHIFTS_RATIO * n:
         return "shifts"
     if enough and thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS:

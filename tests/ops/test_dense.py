@@ -109,6 +109,10 @@ def test_each_platform_gets_its_lowering():
     + [(64, 48, 12, 1, (False, "shifts")), (64, 3, 48, 1, (False, "rows")), (64, 256, 42, 1, (False, "shifts"))]
     + [(64, 20, 12, 1, (False, "rows")), (64, 16, 16, 1, (False, "rows")), (64, 30, 40, 1, (False, "rows"))]
     + [
+        (64, 32, 16, 1, (False, "shifts")),
+        (64, 96, 48, 1, (False, "shifts")),
+        (64, 64, 48, 1, (False, "rows")),
+        (64, 320, 112, 1, (False, "xla")),
         (64, 48, 32, 1, (False, "xla")),
         (64, 128, 32, 1, (False, "xla")),
         (64, 16, 64, 1, (False, "xla")),
