@@ -324,6 +324,10 @@ def convolve(
     return _forward(x, kernel, pads, dilation, chosen, precision)
 
 
+def _by_platform(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
+    return default(*arguments) if cpu is default else lax.platform_dependent(*arguments, cpu=cpu, default=default)
+
+
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
 def _forward(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
@@ -335,7 +339,7 @@ def _forward(
         cpu = functools.partial(_forward_by_taps, **options)
     elif chosen.blocks > 1:
         cpu = functools.partial(convolve_beside, number=chosen.blocks, **options)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=stock)
+    return _by_platform(cpu, stock, x, kernel)
 
 
 def _vjp_forward(
@@ -374,8 +378,8 @@ def _vjp_backward(
     }
     arguments = (*residuals, g)
     return (
-        lax.platform_dependent(*arguments, cpu=of_input, default=stock_input),
-        lax.platform_dependent(*arguments, cpu=of_kernel[chosen.kernel], default=stock_kernel),
+        _by_platform(of_input, stock_input, *arguments),
+        _by_platform(of_kernel[chosen.kernel], stock_kernel, *arguments),
     )
 
 
