@@ -44,8 +44,8 @@ of nine or more on a machine that others share (PyTorch: another day):
 | 4x128x128, 64 -> 32    | 27                | 33   | 28     |         |
 | 3x224x224, 3 -> 48     | 29                | 10   |        |         |
 
-32 and 64 channels out are one task of XLA's (`ops/beside.py`), which takes half the processor time of both threads
-here: shifts for 128 -> 32 and 192 -> 64 made U-Net's step no faster.
+Of 32 or 64 channels out XLA makes one task (`ops/beside.py`), in up to 1.5 times the wall time but 0.5 to 0.8 of the
+processor time: shifts for 128 -> 32 and 192 -> 64 made U-Net's step no faster.
 
 Tried on dense kernels at rate 1 and found no faster than XLA's convolution, so left to it: the same products over
 shifted slices, im2col (whole, by kernel rows, by blocks of rows), the kernel gradient as products of shifted slices.

@@ -46,11 +46,10 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
         restored = restore(store, training, run, batches)
         weights = None if restored else run.read_weights()  # before all that takes time: files may not fit
         batches.start_prefetch()  # its processes start while the first state is made
-        program: Callable[[], Callable[..., Any]] = lambda: training.step  # noqa: E731
-        if restored:
-            state, start = restored
-        else:
+        if not restored:
             (state, program), start = begin(run, training, weights), 0
+        else:
+            (state, start), program = restored, lambda: training.step
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
         state, metrics = run_steps(run, program, evaluate, state, start, batches, store, observers)
         store.wait()

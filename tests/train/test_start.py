@@ -5,6 +5,7 @@ import copy
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,6 +35,17 @@ def test_initial_values_at_little_optimisation_are_those_of_the_plain_program(ru
     key = jax.random.fold_in(base_key(run.config.seed), 0x1717)
     jax.tree.map(np.testing.assert_array_equal, made, jax.jit(run.initialize)(key))
     assert len(jax.tree.leaves(made)) > 50
+
+
+def test_what_the_file_of_weights_lacks_keeps_its_seeded_values(run):
+    """One array is given, of threes; all others are those of a run without a file."""
+    seeded, (name, *_) = run.initial_variables(run.read_weights()), run.variable_shapes()["params"]
+    weights = run.read_weights()
+    weights["params"][name] = jax.tree.map(lambda a: jnp.full(a.shape, 3, a.dtype), weights["params"][name])
+    made = run.initial_variables(weights)
+    assert all(np.all(np.asarray(a) == 3) for a in jax.tree.leaves(made["params"].pop(name)))
+    del seeded["params"][name]
+    jax.tree.map(np.testing.assert_array_equal, made, seeded)
 
 
 def test_the_program_made_ahead_takes_what_the_input_gives_and_steps_as_the_plain_one(run):
