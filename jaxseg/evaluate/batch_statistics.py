@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.core.rng import base_key, step_keys
 
 
 def recompute_batch_statistics(model: Any, variables: Any, batches: Iterable[jax.Array]) -> Any:
@@ -39,7 +40,7 @@ def recompute_batch_statistics(model: Any, variables: Any, batches: Iterable[jax
 
     @jax.jit
     def moments(variables: Any, image: jax.Array) -> Any:
-        rngs = {"dropout": jax.random.key(0)}
+        rngs = step_keys(base_key(0), 0, ("dropout",))
         _, found = model.apply(variables, image, train=True, mutable=["batch_moments"], rngs=rngs)
         return found.get("batch_moments", {})
 

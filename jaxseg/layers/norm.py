@@ -1,6 +1,7 @@
 """Batch normalisation over the global batch, in float32."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,42 +39,59 @@ class _Norm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def _normalized(
-        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
+        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool, rectify: bool = False
     ) -> tuple[list[jax.Array], tuple[Moments | None, ...]]:
-        """Each piece normalised, and the moments of each as far as they are known now."""
-        channels = [piece.shape[-1] for piece in pieces]
-        cuts = list(itertools.accumulate(channels[:-1]))
-        c = sum(channels)
+        """Each piece normalised (and rectified), and the moments of each as far as they are known now."""
+        c = sum(piece.shape[-1] for piece in pieces)
         scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
         moments = tuple(known)
+        cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
         if self.options.frozen or (not train and not self.options.batch_at_test):
             mean, var = running_mean.value, running_var.value
         else:
             shifts = jnp.split(running_mean.value, cuts)
             of = zip(pieces, shifts, known, strict=True)
-            all_moments = [batch_moments(piece, shift=shift) if seen is None else seen for piece, shift, seen in of]
-            mean, var = (jnp.concatenate(values) for values in zip(*all_moments, strict=True))
-            moments = tuple(all_moments)
-            count = pieces[0].size // channels[0]
+            moments = tuple(batch_moments(piece, shift=shift) if seen is None else seen for piece, shift, seen in of)
+            mean, var = (jnp.concatenate(values) for values in zip(*moments, strict=True))
+            count = pieces[0].size // pieces[0].shape[-1]
             self._keep_moments(mean, var, count)
             if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                momentum = self.options.momentum
-                running_mean.value = momentum * running_mean.value + (1 - momentum) * mean
-                unbiased = var * (count / max(count - 1, 1))
-                running_var.value = momentum * running_var.value + (1 - momentum) * unbiased
-        factor = scale * lax.rsqrt(var + self.options.epsilon)
-        shift = bias - mean * factor
+                running = running_mean.value, running_var.value
+                running_mean.value, running_var.value = _moved(running, (mean, var), count, self.options.momentum)
+        factor, shift = _line((mean, var), scale, bias, self.options.epsilon)
         parts = zip(pieces, jnp.split(factor, cuts), jnp.split(shift, cuts), strict=True)
-        return [(x.astype(jnp.float32) * f + s).astype(self.dtype) for x, f, s in parts], moments
+        return [_on_line(x, f, s, self.dtype, rectify) for x, f, s in parts], moments
 
     def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
         """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
         if self.is_mutable_collection("batch_moments") and not self.is_initializing():
             for name, value in (("mean", mean), ("var", var), ("count", jnp.asarray(count, jnp.float32))):
                 self.put_variable("batch_moments", name, value)
+
+
+# Jitted, though always called under `jit`: what was traced for one layer serves all of its shape.
+@functools.partial(jax.jit, static_argnames=("count", "momentum"))
+def _moved(running: Moments, batch: Moments, count: int, momentum: float) -> Moments:
+    """The running moments after a batch of `count` numbers a channel."""
+    estimates = batch[0], batch[1] * (count / max(count - 1, 1))
+    mean, var = (momentum * old + (1 - momentum) * new for old, new in zip(running, estimates, strict=True))
+    return mean, var
+
+
+@functools.partial(jax.jit, static_argnames="epsilon")
+def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """`factor, shift` of `x * factor + shift`, the normalised x."""
+    factor = scale * lax.rsqrt(moments[1] + epsilon)
+    return factor, bias - moments[0] * factor
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "rectify"))
+def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype, rectify: bool) -> jax.Array:
+    y = (x.astype(jnp.float32) * factor + shift).astype(dtype)
+    return nn.relu(y) if rectify else y
 
 
 class BatchNorm(_Norm):
@@ -138,11 +156,12 @@ class StackNorm(_Norm):
         Returns:
           `[*b, c1 + c2 + ..]`, and the stack with all moments; with those it had where the running ones are used.
         """
-        normalized, moments = self._normalized(stack.pieces, stack.moments, train)
         # Rectified piece by piece: after the concatenation XLA's CPU would write both.
-        return jnp.concatenate([nn.relu(piece) for piece in normalized], axis=-1), Stack(stack.pieces, moments)
+        pieces, moments = self._normalized(stack.pieces, stack.moments, train, rectify=True)
+        return jnp.concatenate(pieces, axis=-1), Stack(stack.pieces, moments)
 
 
+@jax.jit
 def batch_moments(x: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and (biased) variance of `[*b, c]` over all axes but the last, float32, in one pass.
 
