@@ -1,6 +1,7 @@
-"""The train step's program, made in a thread of its own while the first state is computed.
+"""The train step's program, compiled in a thread of its own while the first state is computed.
 
-Tracing holds Python's lock, but half of a start is XLA's: compiling, or setting up what the compilation cache has.
+Tracing, which holds Python's lock, comes first: the program takes longer than the state, and each would slow the other
+down. What then runs beside the state is XLA's: compiling, or setting up what the compilation cache has.
 """
 
 import concurrent.futures
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxseg.core.collector import collector_paused
 from jaxseg.core.mesh import batch_sharding
 from jaxseg.train.run import Run, Training
 from jaxseg.train.state import TrainState, place_state, placed_shapes
@@ -26,13 +28,14 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def begin(run: Run, training: Training, weights: Any) -> tuple[TrainState, Callable[[], Callable[..., Any]]]:
-    """The placed state of step 0, and what waits for the compiled `training.step` or raises what tracing raised.
+    """The placed state of step 0, and what waits for the compiled `training.step`.
 
     `weights` are of `Run.read_weights`: what can fail comes before the thread, since nothing can end a compilation, not
     even the process' end.
     """
-    arguments = placed_shapes(training.abstract, run.mesh), batch_shapes(run)
+    with collector_paused():
+        lowered = training.step.lower(placed_shapes(training.abstract, run.mesh), batch_shapes(run))
     thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="train_step")
-    program = thread.submit(lambda: training.step.lower(*arguments).compile())
+    program = thread.submit(lowered.compile)
     thread.shutdown(wait=False)
     return place_state(training.first_state(weights), run.mesh), program.result

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxseg.core.collector import collector_paused
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import check_batch_size, make_mesh
 from jaxseg.core.names import call_with_options, close_matches, resolve
@@ -184,6 +185,7 @@ class Training:
     first_state: Callable[[Any], TrainState]
 
 
+@collector_paused()
 def make_training(run: Run) -> Training:
     """The train step and the initial state of a run."""
     config = run.config

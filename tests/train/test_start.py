@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +63,23 @@ def test_the_program_made_ahead_takes_what_the_input_gives_and_steps_as_the_plai
     assert int(ahead[0].step) == 1
 
 
-def test_what_tracing_raises_reaches_the_run(run):
+def test_what_tracing_raises_comes_before_the_state_and_the_collector_is_on_again(run):
+    collecting = []
+
     def lower(*_):
+        collecting.append(gc.isenabled())
         raise JaxsegError("input smaller than the network's minimum")
 
-    training = dataclasses.replace(make_training(run), step=type("Step", (), {"lower": staticmethod(lower)}))
-    _, program = begin(run, training, run.read_weights())
+    def state(_):
+        raise AssertionError("computed in vain")
+
+    training = dataclasses.replace(
+        make_training(run), step=type("Step", (), {"lower": staticmethod(lower)}), first_state=state
+    )
     with pytest.raises(JaxsegError, match="the network's minimum"):
-        program()
+        begin(run, training, run.read_weights())
+    assert collecting == [False]
+    assert gc.isenabled()
 
 
 def test_weights_that_cannot_be_read_are_found_before_a_program_or_workers_begin(run, tmp_path, monkeypatch):
