@@ -20,6 +20,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import ConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import NormOptions
+from jaxseg.layers.residual import unit_output
 from jaxseg.ops.pooling import average_pool, max_pool
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -67,7 +68,7 @@ class Bottleneck(nn.Module):
         y = ConvNorm(self.features, strides=first, name="conv1", **shared)(x, train)
         y = ConvNorm(self.features, 3, strides=second, dilation=self.dilation, name="conv2", **shared)(y, train)
         y = ConvNorm(self.features * self.expansion, activation=None, name="conv3", **shared)(y, train)
-        return nn.relu(y + _shortcut(self, x, train, shared))
+        return unit_output(self, nn.relu(y + _shortcut(self, x, train, shared)))
 
 
 class Basic(nn.Module):
@@ -91,7 +92,7 @@ class Basic(nn.Module):
         shared: dict[str, Any] = {"padding": self.padding, "norm": self.norm, "dtype": self.dtype}
         y = ConvNorm(self.features, 3, strides=self.strides, dilation=self.dilation, name="conv1", **shared)(x, train)
         y = ConvNorm(self.features, 3, dilation=self.dilation, activation=None, name="conv2", **shared)(y, train)
-        return nn.relu(y + _shortcut(self, x, train, shared))
+        return unit_output(self, nn.relu(y + _shortcut(self, x, train, shared)))
 
 
 def _shortcut(unit: Bottleneck | Basic, x: jax.Array, train: bool, shared: dict[str, Any]) -> jax.Array:

@@ -26,6 +26,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import ConvNorm, SeparableConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import NormOptions
+from jaxseg.layers.residual import unit_output
 
 OUTPUT_STRIDES = (8, 16, 32)
 ENTRY = {
@@ -72,7 +73,7 @@ class Unit(nn.Module):
             taps.append(y)
         if self.shortcut == "conv":
             x = ConvNorm(self.features[-1], strides=self.strides, activation=None, name="shortcut", **shared)(x, train)
-        return (y if self.shortcut == "none" else y + x), taps[1]
+        return (y if self.shortcut == "none" else unit_output(self, y + x)), taps[1]
 
 
 class Xception(nn.Module):

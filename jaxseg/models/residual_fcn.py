@@ -32,6 +32,7 @@ from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.layers.residual import unit_output
 from jaxseg.ops.pooling import max_pool
 
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -115,7 +116,7 @@ class Block(nn.Module):
         if x.shape[-1] != y.shape[-1]:
             adapt = Conv(y.shape[-1], use_bias=True, kernel_init=he_fan_in, dtype=self.dtype, name="shortcut")
             x = adapt(x)
-        return y + x[..., : y.shape[-3], : y.shape[-2], :]
+        return unit_output(self, y + x[..., : y.shape[-3], : y.shape[-2], :])
 
 
 class ResidualFCN(nn.Module):

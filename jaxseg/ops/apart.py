@@ -12,6 +12,24 @@ from jax import lax
 
 
 @jax.custom_vjp
+def apart(x: jax.Array, witness: jax.Array) -> jax.Array:
+    """x; it and its gradient are written to memory once where the platform is a CPU.
+
+    Args:
+      x: floating, any shape.
+      witness: as `gradient_apart`'s; where it is not finite it is added to x too.
+
+    Returns:
+      x. The witness has the gradient 0.
+    """
+    return _on_cpu(x, witness)
+
+
+def _apart_forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _on_cpu(x, witness), witness
+
+
+@jax.custom_vjp
 def gradient_apart(x: jax.Array, witness: jax.Array) -> jax.Array:
     """x; its gradient is written to memory once where the platform is a CPU.
 
@@ -32,8 +50,11 @@ def _forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(witness: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    g = lax.platform_dependent(g, witness, cpu=_apart, default=lambda g, _: g)
-    return g, jnp.zeros_like(witness)
+    return _on_cpu(g, witness), jnp.zeros_like(witness)
+
+
+def _on_cpu(x: jax.Array, witness: jax.Array) -> jax.Array:
+    return lax.platform_dependent(x, witness, cpu=_apart, default=lambda x, _: x)
 
 
 def _apart(g: jax.Array, witness: jax.Array) -> jax.Array:
@@ -45,4 +66,5 @@ def _apart(g: jax.Array, witness: jax.Array) -> jax.Array:
     return lax.while_loop(lambda state: state[0] < turns, turn, (jnp.zeros_like(turns), g))[1]
 
 
+apart.defvjp(_apart_forward, _backward)
 gradient_apart.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The border for gradients: an identity in both directions that XLA's CPU does not fuse through."""
+"""The borders: identities in both directions that XLA's CPU does not fuse through."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.ops.apart import gradient_apart
+from jaxseg.ops.apart import apart, gradient_apart
 
 
 def of(x, witness):
@@ -42,6 +42,27 @@ def test_the_compiled_program_keeps_the_border():
     witness = jnp.asarray(0.5)
     compiled = jax.jit(jax.grad(of)).lower(jnp.ones((64, 8)), witness).compile()
     assert compiled.as_text().count(" while(") == 1
+
+
+def value_of(x, witness):
+    return jnp.sum(jnp.sin(apart(2 * x, witness)))
+
+
+def test_the_border_of_both_directions():
+    """Values and gradients as without; one loop forward and one more for the gradient; a NaN of the witness shows."""
+    x, witness = jax.random.normal(jax.random.key(0), (3, 4)), jnp.asarray(0.7)
+    for f in (value_of, jax.jit(value_of)):
+        value, gradients = jax.value_and_grad(f, argnums=(0, 1))(x, witness)
+        np.testing.assert_allclose(value, np.sum(np.sin(2 * np.asarray(x))), rtol=1e-6)
+        np.testing.assert_allclose(gradients[0], 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
+        assert float(gradients[1]) == 0.0
+    batched = jax.vmap(jax.grad(value_of), (0, None))(x, witness)
+    np.testing.assert_allclose(batched, 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
+    assert apart(x.astype(jnp.bfloat16), witness).dtype == jnp.bfloat16
+    assert jax.jit(value_of).lower(x, witness).compile().as_text().count(" while(") == 1
+    assert jax.jit(jax.value_and_grad(value_of)).lower(x, witness).compile().as_text().count(" while(") == 2
+    assert "stablehlo.while" not in jax.jit(value_of).trace(x, witness).lower(lowering_platforms=("tpu",)).as_text()
+    assert not np.isfinite(np.asarray(jax.jit(apart)(x, jnp.asarray(np.nan)))).any()
 
 
 def test_a_batch_over_two_devices_is_not_gathered():
