@@ -9,7 +9,7 @@ import jax.extend
 import jax.numpy as jnp
 from jax import lax
 
-FOLD = 0x9E3779B9  # keeps a folded key's words apart from the random bits, and from each other
+FOLD = 0x9E3779B9  # folding by small numbers gives other words than drawing, and a key's two words are not alike
 
 
 def base_key(seed: int) -> jax.Array:

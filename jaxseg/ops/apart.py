@@ -1,9 +1,9 @@
-"""A border that keeps XLA's CPU from computing a gradient anew in everything that reads it.
+"""Borders that keep XLA's CPU from computing a value or a gradient anew in everything that reads it.
 
-XLA's CPU fuses elementwise work (the sum of a dense block's gradients, dropout, max pooling's placement) into every
-operation that reads it, and computes it once for each: three times before a convolution with bias. It removes
-`optimization_barrier` before it fuses. It does not look into a loop whose number of turns it cannot know.
-FC-DenseNet56, train step of 3 x 224 x 224 on two cores: 4.5 s without, 3.8 s with it.
+XLA's CPU fuses elementwise work (a residual sum, the sum of a dense block's gradients, dropout, max pooling's
+placement) into every operation that reads it, and computes it once for each: three times before a convolution with
+bias. It removes `optimization_barrier` before it fuses. It does not look into a loop whose number of turns it cannot
+know. FC-DenseNet56, train step of 3 x 224 x 224 on two cores: 4.5 s without that of gradients, 3.8 s with it.
 """
 
 import jax

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseg.core.collector import collector_paused
 from jaxseg.core.mesh import batch_sharding
+from jaxseg.train.collector import collector_paused
 from jaxseg.train.run import Run, Training
 from jaxseg.train.state import TrainState, place_state, placed_shapes
 

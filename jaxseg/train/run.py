@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxseg.core.collector import collector_paused
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import check_batch_size, make_mesh
 from jaxseg.core.names import call_with_options, close_matches, resolve
@@ -23,6 +22,7 @@ from jaxseg.inference.predictor import Predictor
 from jaxseg.losses.composition import compose
 from jaxseg.metrics.metric import make_metrics
 from jaxseg.train.class_weights import read_class_weights
+from jaxseg.train.collector import collector_paused
 from jaxseg.train.optim import make_optimizer
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import make_train_step

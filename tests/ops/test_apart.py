@@ -1,5 +1,7 @@
 """The borders: identities in both directions that XLA's CPU does not fuse through."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +11,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxseg.ops.apart import apart, gradient_apart
 
 
-def of(x, witness):
-    return jnp.sum(jnp.sin(gradient_apart(2 * x, witness)))
+def of(x, witness, border=gradient_apart):
+    return jnp.sum(jnp.sin(border(2 * x, witness)))
 
 
-def test_values_and_gradients_are_those_without():
+@pytest.mark.parametrize("border", [apart, gradient_apart])
+def test_values_and_gradients_are_those_without(border):
     x, witness = jax.random.normal(jax.random.key(0), (3, 4)), jnp.asarray(0.7)
-    for f in (of, jax.jit(of)):
+    function = functools.partial(of, border=border)
+    for f in (function, jax.jit(function)):
         value, gradients = jax.value_and_grad(f, argnums=(0, 1))(x, witness)
         np.testing.assert_allclose(value, np.sum(np.sin(2 * np.asarray(x))), rtol=1e-6)
         np.testing.assert_allclose(gradients[0], 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
         assert float(gradients[1]) == 0.0
-    batched = jax.vmap(jax.grad(of), (0, None))(x, witness)
+    batched = jax.vmap(jax.grad(function), (0, None))(x, witness)
     np.testing.assert_allclose(batched, 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
-    assert jax.grad(of)(x.astype(jnp.bfloat16), witness).dtype == jnp.bfloat16
+    assert jax.grad(function)(x.astype(jnp.bfloat16), witness).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("witness", [np.nan, np.inf, -np.inf])
@@ -44,24 +48,13 @@ def test_the_compiled_program_keeps_the_border():
     assert compiled.as_text().count(" while(") == 1
 
 
-def value_of(x, witness):
-    return jnp.sum(jnp.sin(apart(2 * x, witness)))
-
-
-def test_the_border_of_both_directions():
-    """Values and gradients as without; one loop forward and one more for the gradient; a NaN of the witness shows."""
+def test_the_border_of_values_stands_in_both_directions():
+    """One loop forward and one more for the gradient, none for a TPU; a NaN of the witness shows."""
     x, witness = jax.random.normal(jax.random.key(0), (3, 4)), jnp.asarray(0.7)
-    for f in (value_of, jax.jit(value_of)):
-        value, gradients = jax.value_and_grad(f, argnums=(0, 1))(x, witness)
-        np.testing.assert_allclose(value, np.sum(np.sin(2 * np.asarray(x))), rtol=1e-6)
-        np.testing.assert_allclose(gradients[0], 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
-        assert float(gradients[1]) == 0.0
-    batched = jax.vmap(jax.grad(value_of), (0, None))(x, witness)
-    np.testing.assert_allclose(batched, 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
-    assert apart(x.astype(jnp.bfloat16), witness).dtype == jnp.bfloat16
-    assert jax.jit(value_of).lower(x, witness).compile().as_text().count(" while(") == 1
-    assert jax.jit(jax.value_and_grad(value_of)).lower(x, witness).compile().as_text().count(" while(") == 2
-    assert "stablehlo.while" not in jax.jit(value_of).trace(x, witness).lower(lowering_platforms=("tpu",)).as_text()
+    function = functools.partial(of, border=apart)
+    assert jax.jit(function).lower(x, witness).compile().as_text().count(" while(") == 1
+    assert jax.jit(jax.value_and_grad(function)).lower(x, witness).compile().as_text().count(" while(") == 2
+    assert "stablehlo.while" not in jax.jit(function).trace(x, witness).lower(lowering_platforms=("tpu",)).as_text()
     assert not np.isfinite(np.asarray(jax.jit(apart)(x, jnp.asarray(np.nan)))).any()
 
 

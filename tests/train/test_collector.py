@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from jaxseg.core.collector import collector_paused
+from jaxseg.train.collector import collector_paused
 
 
 def test_the_collector_rests_inside_and_is_afterwards_as_before():
