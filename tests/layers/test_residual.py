@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxseg.backbones import resnet18, resnet50, xception41
 from jaxseg.layers.conv_norm import ConvNorm
 from jaxseg.layers.residual import unit_output
 
@@ -59,3 +61,12 @@ def test_no_unit_sums_up_the_units_before_it_again():
         infer = jax.jit(lambda v, x, border=border: Chain(border).apply(v, x))
         found[border] = largest_sum(infer.lower(variables, x).compile())
     assert found[True] <= 2 < 8 <= found[False]
+
+
+@pytest.mark.parametrize(("build", "units"), [(resnet18.build, 8), (resnet50.build, 16), (xception41.build, 12)])
+def test_every_residual_unit_of_a_backbone_has_the_border(build, units):
+    """One loop a unit in the program of the inference, before XLA; the last unit of Xception has no shortcut."""
+    module, x = build(), jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+    lowered = jax.jit(lambda v, x: module.apply(v, x, train=False)).lower(variables, x)
+    assert lowered.as_text().count("stablehlo.while") == units
