@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "weights": {"core"},
     "inference": {"core", "ops", "crf"},
     "evaluate": {"core", "metrics", "inference", "data"},
-    "train": {"core", "losses", "metrics", "data", "inference", "evaluate", "weights"},
+    "train": {"core", "ops", "losses", "metrics", "data", "inference", "evaluate", "weights"},
 }
 TOP = {"report", "export", "tools", "main"}
 

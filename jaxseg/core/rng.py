@@ -9,7 +9,7 @@ import jax.extend
 import jax.numpy as jnp
 from jax import lax
 
-FOLD = 0x9E3779B9  # folding by small numbers gives other words than drawing, and a key's two words are not alike
+FOLD = 0x9E3779B9  # folding by 0 changes a key too, and its two words are not changed alike
 
 
 def base_key(seed: int) -> jax.Array:
@@ -43,9 +43,13 @@ def _words(key: jax.Array, counter: jax.Array) -> jax.Array:
 
 
 def _fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
-    """`h = mixed(data + key[0] + FOLD)`; `[mixed(h ^ key[1]), mixed(h + key[1] + FOLD)]`: other data, other words."""
-    first = _mixed(jnp.asarray(data).astype(jnp.uint32) + key[0] + jnp.uint32(FOLD))
-    return jnp.stack([_mixed(first ^ key[1]), _mixed(first + key[1] + jnp.uint32(FOLD))], axis=-1)
+    """`a = mixed(data + FOLD)`, `b = mixed(a + FOLD)`; `[key[1] ^ a, key[0] + b]`: other data, other words.
+
+    `a` and `b` are constants where the data are, as a module's path is, so that a fold is two operations in each fused
+    loop that draws. The words change places, or folding by 1 and then 2 would be folding by 2 and then 1.
+    """
+    first = _mixed(jnp.asarray(data).astype(jnp.uint32) + jnp.uint32(FOLD))
+    return jnp.stack([key[1] ^ first, key[0] + _mixed(first + jnp.uint32(FOLD))], axis=-1)
 
 
 def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -126,11 +126,15 @@ def depthwise_kernel_gradient(
     (sh, sw), (dh, dw) = strides, dilation
     padded = _pad(x, pads)
 
+    def row_of(a: jax.Array, index: jax.Array) -> jax.Array:
+        found = lax.dynamic_index_in_dim(a, index, 1, keepdims=False, allow_negative_indices=False)
+        return found.astype(jnp.float32)
+
     def body(row: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        g_row = lax.dynamic_index_in_dim(g, row, 1, keepdims=False).astype(jnp.float32)
+        g_row = row_of(g, row)
         products = []
         for i in range(kh):
-            x_row = lax.dynamic_index_in_dim(padded, row * sh + i * dh, 1, keepdims=False).astype(jnp.float32)
+            x_row = row_of(padded, row * sh + i * dh)
             for j in range(kw):
                 tap = lax.slice(x_row, (0, j * dw, 0), (b, j * dw + (ow - 1) * sw + 1, c), (1, sw, 1))
                 products.append(tap * g_row)

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options, close_matches
+from jaxseg.train.bundle import SMALL, Bundle, Bundled
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -179,9 +180,52 @@ def rmsprop(
 OPTIMIZERS: dict[str, Callable[..., tuple[Any, ...]]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop}
 
 
+class Update(NamedTuple):
+    """What an update gives: new `params`, new `state`, and the global norm of the gradients as they came."""
+
+    params: Any
+    state: Any
+    gradient_norm: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The optimiser of a run.
+
+    Attributes:
+      schedule: the learning rate of a step.
+      chain: the transformation; it updates what `bundle` makes of parameters and gradients.
+      bundle: which parameters lie end to end during the update.
+    """
+
+    schedule: Schedule
+    chain: optax.GradientTransformation
+    bundle: Bundle
+
+    def init(self, params: Any) -> Any:
+        """The state of step 0: trees like the parameters, whatever lies end to end."""
+        return self.chain.init(params)
+
+    def update(self, grads: Any, state: Any, params: Any) -> Update:
+        """One update of `params`; `state` is of `init` or of the last update."""
+        witness = jax.tree.leaves(params)[0].ravel()[0]
+        bundle = self.bundle
+        joined, values = bundle.join(grads, witness), bundle.join(params, witness)
+        moments = jax.tree.map(
+            lambda t: bundle.join(t, witness) if bundle.is_like(t) else t, state, is_leaf=bundle.is_like
+        )
+        changes, moments = self.chain.update(joined, moments, values)
+        is_bundled = lambda t: isinstance(t, Bundled)  # noqa: E731
+        return Update(
+            bundle.split(optax.apply_updates(values, changes), witness),
+            jax.tree.map(lambda t: bundle.split(t, witness) if is_bundled(t) else t, moments, is_leaf=is_bundled),
+            optax.tree.norm(joined),
+        )
+
+
 def make_optimizer(
-    options: Mapping[str, Any], params: Any, *, total_steps: int, clip_norm: float = 0.0
-) -> tuple[optax.GradientTransformation, Schedule]:
+    options: Mapping[str, Any], params: Any, *, total_steps: int, clip_norm: float = 0.0, small: int = SMALL
+) -> Optimizer:
     """The optimiser and its schedule.
 
     Args:
@@ -189,6 +233,8 @@ def make_optimizer(
       params: parameter tree, or shapes of it.
       total_steps: length of the run.
       clip_norm: largest global norm of the trained parameters' gradient; 0 leaves it as it is.
+      small: parameters of at most that many numbers lie end to end during the update; 0 where they are split over
+        devices.
     """
     options = dict(options)
     name, schedule_options, rules = options.pop("name"), options.pop("schedule"), options.pop("rules")
@@ -198,10 +244,11 @@ def make_optimizer(
         raise JaxsegError(f"config.train.clip_norm = {clip_norm} must be positive, or 0 for none.")
     schedule = make_schedule(schedule_options, total_steps)
     matched = match_rules(rules, params)
-    decay = _add_decay(jax.tree.map(lambda r: 0.0 if r.freeze else r.weight_decay, matched))
-    trained = _scale_by_tree(jax.tree.map(lambda r: 0.0 if r.freeze else 1.0, matched))
-    rates = _scale_by_tree(jax.tree.map(lambda r: 0.0 if r.freeze else r.learning_rate_multiplier, matched))
+    bundle = Bundle.of(params, matched, small=small)
+    decay = _add_decay(bundle.each(lambda r: 0.0 if r.freeze else r.weight_decay, matched))
+    trained = _scale_by_tree(bundle.each(lambda r: 0.0 if r.freeze else 1.0, matched))
+    rates = _scale_by_tree(bundle.each(lambda r: 0.0 if r.freeze else r.learning_rate_multiplier, matched))
     clip = (optax.clip_by_global_norm(clip_norm),) if clip_norm else ()
     core = call_with_options(OPTIMIZERS[name], options, where="config.optimizer", decay=decay)
     descent = optax.scale_by_learning_rate(schedule)
-    return optax.chain(trained, *clip, *core, rates, descent), schedule
+    return Optimizer(schedule, optax.chain(trained, *clip, *core, rates, descent), bundle)

@@ -21,6 +21,7 @@ from jaxseg.evaluate.split import Evaluator
 from jaxseg.inference.predictor import Predictor
 from jaxseg.losses.composition import compose
 from jaxseg.metrics.metric import make_metrics
+from jaxseg.train.bundle import SMALL
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.collector import collector_paused
 from jaxseg.train.optim import make_optimizer
@@ -200,8 +201,12 @@ def make_training(run: Run) -> Training:
     check_batch_size(run.mesh, options.batch_size, key="config.train.batch_size", accumulation_steps=accumulation)
     check_batch_size(run.mesh, config.evaluate.batch_size, key="config.evaluate.batch_size")
     shapes = run.variable_shapes()
-    optimizer, schedule = make_optimizer(
-        config.optimizer.to_dict(), shapes["params"], total_steps=options.total_steps, clip_norm=options.clip_norm
+    optimizer = make_optimizer(
+        config.optimizer.to_dict(),
+        shapes["params"],
+        total_steps=options.total_steps,
+        clip_norm=options.clip_norm,
+        small=SMALL if run.mesh.shape["fsdp"] == 1 else 0,
     )
     create = functools.partial(create_state, optimizer=optimizer, seed=config.seed, ema=options.ema_decay > 0)
     abstract = jax.eval_shape(create, shapes)
@@ -217,7 +222,6 @@ def make_training(run: Run) -> Training:
     step = make_train_step(
         objective,
         optimizer,
-        schedule,
         state=abstract,
         mesh=run.mesh,
         accumulation_steps=accumulation,

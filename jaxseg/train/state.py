@@ -6,11 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from jaxseg.core.mesh import parameter_sharding
 from jaxseg.core.rng import base_key
+from jaxseg.train.optim import Optimizer
 
 
 @flax.struct.dataclass
@@ -38,7 +38,7 @@ class TrainState:
         return {"params": self.params if self.ema is None else self.ema, **self.model_state}
 
 
-def create_state(variables: Any, optimizer: optax.GradientTransformation, *, seed: int, ema: bool) -> TrainState:
+def create_state(variables: Any, optimizer: Optimizer, *, seed: int, ema: bool) -> TrainState:
     """The state at step 0."""
     params = variables["params"]
     return TrainState(

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from jaxseg.core.mesh import batch_sharding, replicated
@@ -13,7 +12,7 @@ from jaxseg.core.rng import step_keys
 from jaxseg.core.types import Batch
 from jaxseg.train.gradients import batch_gradients
 from jaxseg.train.objective import Objective
-from jaxseg.train.optim import Schedule
+from jaxseg.train.optim import Optimizer
 from jaxseg.train.state import TrainState, state_shardings
 
 TRAINED_FIELDS = ("image", "label")
@@ -28,8 +27,7 @@ def moving_average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
 
 def make_train_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    optimizer: Optimizer,
     *,
     state: TrainState,
     mesh: Mesh,
@@ -45,8 +43,7 @@ def make_train_step(
 
     Args:
       objective: from `jaxseg.train.objectives`.
-      optimizer: optax transformation.
-      schedule: learning rate of a step, for the metrics.
+      optimizer: of `train.optim.make_optimizer`, for these parameters.
       state: a state, or its shapes, for the shardings.
       mesh: from `core.mesh.make_mesh`.
       accumulation_steps: the batch is worked through in that many parts, with batch norm per part.
@@ -56,18 +53,21 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = step_keys(jax.random.wrap_key_data(state.rng), state.step, ("dropout",))
         found = batch_gradients(objective, state, batch, keys, accumulation_steps)
-        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
+        updated = optimizer.update(found.grads, state.opt_state, state.params)
+        metrics: dict[str, Any] = {
             "loss": found.loss,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "gradient_norm": optax.tree.norm(found.grads),
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+            "gradient_norm": updated.gradient_norm,
             "terms": found.terms,
             "row_finite": found.row_finite,
         }
-        ema = moving_average(state.ema, params, state.step, ema_decay) if ema_decay else None
         state = dataclasses.replace(
-            state, step=state.step + 1, params=params, model_state=found.model_state, opt_state=opt_state, ema=ema
+            state,
+            step=state.step + 1,
+            params=updated.params,
+            model_state=found.model_state,
+            opt_state=updated.state,
+            ema=moving_average(state.ema, updated.params, state.step, ema_decay) if ema_decay else None,
         )
         return state, metrics
 

@@ -151,7 +151,7 @@ def step_program(name, options, classes, rows, side, *, remat, block_rows):
         "schedule": {"name": "constant", "base": 0.1},
         "rules": [{"pattern": "."}],
     }
-    optimizer, schedule = make_optimizer(choices, shapes["params"], total_steps=100, clip_norm=0.0)
+    optimizer = make_optimizer(choices, shapes["params"], total_steps=100, clip_norm=0.0)
     objective = build(
         model=model,
         loss=compose({"cross_entropy": 1.0}),
@@ -163,7 +163,7 @@ def step_program(name, options, classes, rows, side, *, remat, block_rows):
     )
     state = jax.eval_shape(lambda v: create_state(v, optimizer, seed=0, ema=True), shapes)
     mesh = make_mesh(devices=jax.devices()[:1])
-    step = make_train_step(objective, optimizer, schedule, state=state, mesh=mesh, ema_decay=0.9)
+    step = make_train_step(objective, optimizer, state=state, mesh=mesh, ema_decay=0.9)
     batch = {
         "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((rows, side, side), jnp.int32),

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +55,8 @@ def test_bits_and_folds_are_the_hash_of_the_counter():
     assert np.ravel(jax.random.bits(hash_key(high, low), (3, 4, 5), jnp.uint32)).tolist() == words
     assert int(jax.random.bits(hash_key(high, low), (), jnp.uint32)) == words[0]
     assert np.ravel(jax.random.bits(hash_key(high, low), (60,), jnp.uint8)).tolist() == [w % 256 for w in words]
-    half = mixed((9 + high + 0x9E3779B9) % 2**32)
-    folded = [mixed(half ^ low), mixed((half + low + 0x9E3779B9) % 2**32)]
+    first = mixed(9 + 0x9E3779B9)
+    folded = [low ^ first, (high + mixed((first + 0x9E3779B9) % 2**32)) % 2**32]
     assert data(jax.random.fold_in(hash_key(high, low), 9)) == folded
     assert data(jax.random.split(hash_key(high, low), (2, 5)))[1][4] == folded
     with jax.enable_x64(True):
@@ -62,6 +64,11 @@ def test_bits_and_folds_are_the_hash_of_the_counter():
         assert pairs.tolist() == [words[2 * i] << 32 | words[2 * i + 1] for i in range(30)]
         assert data(jax.random.key(2**32 + 5, impl=COUNTER_HASH)) != data(jax.random.key(5, impl=COUNTER_HASH))
     assert data(jax.random.key(5, impl=COUNTER_HASH)) != data(jax.random.key(6, impl=COUNTER_HASH))
+
+
+def test_the_order_of_folds_counts_and_folding_again_does_not_undo():
+    fold = lambda *numbers: tuple(data(functools.reduce(jax.random.fold_in, numbers, hash_key())))  # noqa: E731
+    assert len({fold(), fold(1), fold(2), fold(1, 2), fold(2, 1), fold(1, 1), fold(1, 1, 1), fold(1, 2, 1)}) == 8
 
 
 def agreement(a, b):
@@ -80,6 +87,7 @@ def test_words_are_uniform_and_do_not_depend_on_each_other():
         flat = words.ravel()
         assert agreement(flat[lag:], flat[:-lag]) < 5
     keys = [jax.random.fold_in(hash_key(), i) for i in range(4)]
+    keys += [jax.random.fold_in(keys[1], i) for i in range(3)]
     keys += [hash_key(0x12345679), hash_key(0x92345678), hash_key(low=0x9ABCDEF1), hash_key(low=0x1ABCDEF0)]
     keys += [step_keys(base_key(0), step, ("dropout",))["dropout"] for step in range(3)]
     drawn = [words, *(np.asarray(jax.random.bits(key, (1024, 1024), jnp.uint32)) for key in keys)]

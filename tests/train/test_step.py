@@ -73,7 +73,7 @@ def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block
         "schedule": {"name": "constant", "base": 0.1},
         "rules": [{"pattern": "."}],
     }
-    optimizer, schedule = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip)
+    optimizer = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip)
     objective = build(
         model=model,
         loss=Composition(terms),
@@ -84,7 +84,7 @@ def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block
         loss_block_rows=block_rows,
     )
     state = create_state(variables, optimizer, seed=0, ema=step_options.get("ema_decay", 0) > 0)
-    step = make_train_step(objective, optimizer, schedule, state=state, mesh=mesh, **step_options)
+    step = make_train_step(objective, optimizer, state=state, mesh=mesh, **step_options)
     return mesh, place_state(state, mesh), step
 
 
