@@ -2,7 +2,7 @@
 
 A network has some hundred biases, scales and depthwise kernels, and an optimiser some operations for each. The residual
 FCN's 440 of 581 parameters took a fifth of its train step's instructions, which costs most when a program is read from
-the compilation cache (docs/speed.md, "Starts"). PyTorch's `foreach` optimisers do the same for the same reason.
+the compilation cache (docs/speed.md, "Starts"). PyTorch's `foreach` optimisers work on many tensors at once too.
 """
 
 import dataclasses
@@ -13,10 +13,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxseg.ops.apart import apart
 
 SMALL = 8192  # numbers; laying them end to end copies them
+
+
+def small_on(mesh: Mesh) -> int:
+    """`SMALL` on CPUs; 0 on accelerators, where nothing was measured, and where parameters are split over devices."""
+    return SMALL if mesh.devices.flat[0].platform == "cpu" and mesh.shape["fsdp"] == 1 else 0
 
 
 class Bundled(NamedTuple):
@@ -46,7 +52,7 @@ class Bundle:
         Args:
           params: arrays or shapes.
           kinds: a tree like `params` of hashable objects.
-          small: 0 leaves each parameter alone, as where parameters are split over devices.
+          small: 0 leaves each parameter alone.
         """
         leaves: list[Any] = jax.tree.leaves(params)
         structure: Any = jax.tree.structure(params)

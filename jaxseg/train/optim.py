@@ -233,8 +233,7 @@ def make_optimizer(
       params: parameter tree, or shapes of it.
       total_steps: length of the run.
       clip_norm: largest global norm of the trained parameters' gradient; 0 leaves it as it is.
-      small: parameters of at most that many numbers lie end to end during the update; 0 where they are split over
-        devices.
+      small: parameters of at most that many numbers lie end to end during the update; `bundle.small_on(mesh)`.
     """
     options = dict(options)
     name, schedule_options, rules = options.pop("name"), options.pop("schedule"), options.pop("rules")

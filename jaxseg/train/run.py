@@ -21,7 +21,7 @@ from jaxseg.evaluate.split import Evaluator
 from jaxseg.inference.predictor import Predictor
 from jaxseg.losses.composition import compose
 from jaxseg.metrics.metric import make_metrics
-from jaxseg.train.bundle import SMALL
+from jaxseg.train.bundle import small_on
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.collector import collector_paused
 from jaxseg.train.optim import make_optimizer
@@ -206,7 +206,7 @@ def make_training(run: Run) -> Training:
         shapes["params"],
         total_steps=options.total_steps,
         clip_norm=options.clip_norm,
-        small=SMALL if run.mesh.shape["fsdp"] == 1 else 0,
+        small=small_on(run.mesh),
     )
     create = functools.partial(create_state, optimizer=optimizer, seed=config.seed, ema=options.ema_decay > 0)
     abstract = jax.eval_shape(create, shapes)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.train.bundle import Bundle, Bundled
+from jaxseg.core.mesh import make_mesh
+from jaxseg.train.bundle import SMALL, Bundle, Bundled, small_on
 from jaxseg.train.optim import make_optimizer
 
 RULES = (
@@ -39,6 +40,11 @@ def test_what_lies_together_is_small_and_alike():
     assert Bundle.of(tree, kinds, small=4).groups == ((0, 1), (2,), (3,), (4,))
     assert Bundle.of(tree, kinds, small=5).groups == ((0, 1, 2), (3,), (4,))
     assert Bundle.of(tree, kinds, small=0).groups == ((0,), (1,), (2,), (3,), (4,))
+
+
+def test_parameters_that_are_split_over_devices_stay_alone():
+    assert small_on(make_mesh(devices=jax.devices()[:2])) == SMALL > 0
+    assert small_on(make_mesh({"data": -1, "fsdp": 2, "space": 1}, devices=jax.devices()[:4])) == 0
 
 
 def test_join_and_split_by_hand():

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,13 @@ import pytest
 
 from experiments.defaults import defaults
 from jaxseg.core.errors import JaxsegError
-from jaxseg.core.mesh import put_batch
+from jaxseg.core.mesh import make_mesh, put_batch
 from jaxseg.core.rng import base_key
 from jaxseg.train import loop
 from jaxseg.train.ahead import batch_shapes, begin
 from jaxseg.train.loop import open_train_batches
 from jaxseg.train.run import make_run, make_training
-from jaxseg.train.state import place_state
+from jaxseg.train.state import place_state, placed_shapes
 from jaxseg.train.step import TRAINED_FIELDS
 from tests.e2e.tiny import get_config
 
@@ -61,6 +62,20 @@ def test_the_program_made_ahead_takes_what_the_input_gives_and_steps_as_the_plai
     plain = training.step(place_state(training.first_state(run.read_weights()), run.mesh), batch)
     jax.tree.map(np.testing.assert_array_equal, ahead, plain)
     assert int(ahead[0].step) == 1
+
+
+@pytest.mark.parametrize(("fsdp", "together"), [(1, True), (2, False)])
+def test_small_parameters_lie_together_where_none_is_split(run, fsdp, together):
+    """The update's vector of biases and scales is in the program traced for one mesh and not in the other's."""
+    mesh = make_mesh({"data": -1, "fsdp": fsdp, "space": 1}, devices=jax.devices()[:2])
+    there = dataclasses.replace(run, mesh=mesh)
+    training = make_training(there)
+    params = jax.tree.leaves(training.abstract.params)
+    text = str(training.step.trace(placed_shapes(training.abstract, mesh), batch_shapes(there)).jaxpr)
+    total = sum(leaf.size for leaf in params if leaf.ndim == 1)
+    assert sum(leaf.ndim == 1 for leaf in params) > 10
+    widest = max((int(size) for size in re.findall(r":f32\[(\d+)\] = concatenate", text)), default=0)
+    assert (widest >= total) == together
 
 
 def test_what_tracing_raises_comes_before_the_state_and_the_collector_is_on_again(run):
