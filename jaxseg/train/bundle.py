@@ -1,7 +1,7 @@
 """Small parameters laid end to end, so that the optimiser works on a few vectors instead of hundreds of them.
 
 A network has some hundred biases, scales and depthwise kernels, and an optimiser some operations for each. The residual
-FCN's 440 of 581 parameters took a fifth of its train step's instructions, which costs most when a program is read from
+FCN's 447 of 580 parameters took a fifth of its train step's instructions, which costs most when a program is read from
 the compilation cache (docs/speed.md, "Starts"). PyTorch's `foreach` optimisers work on many tensors at once too.
 """
 
