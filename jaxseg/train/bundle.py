@@ -46,7 +46,7 @@ class Bundle:
     groups: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, params: Any, kinds: Any, *, small: int = SMALL) -> "Bundle":
+    def of(cls, params: Any, kinds: Any, *, small: int) -> "Bundle":
         """Leaves of at most `small` numbers that have the same kind and dtype, together.
 
         Args:

@@ -11,7 +11,7 @@ import optax
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.names import call_with_options, close_matches
-from jaxseg.train.bundle import SMALL, Bundle, Bundled
+from jaxseg.train.bundle import Bundle, Bundled
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -224,7 +224,7 @@ class Optimizer:
 
 
 def make_optimizer(
-    options: Mapping[str, Any], params: Any, *, total_steps: int, clip_norm: float = 0.0, small: int = SMALL
+    options: Mapping[str, Any], params: Any, *, total_steps: int, clip_norm: float = 0.0, small: int = 0
 ) -> Optimizer:
     """The optimiser and its schedule.
 
@@ -233,7 +233,7 @@ def make_optimizer(
       params: parameter tree, or shapes of it.
       total_steps: length of the run.
       clip_norm: largest global norm of the trained parameters' gradient; 0 leaves it as it is.
-      small: parameters of at most that many numbers lie end to end during the update; `bundle.small_on(mesh)`.
+      small: parameters of at most that many numbers lie end to end during the update; a run takes `bundle.small_on`.
     """
     options = dict(options)
     name, schedule_options, rules = options.pop("name"), options.pop("schedule"), options.pop("rules")

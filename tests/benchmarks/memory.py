@@ -137,6 +137,7 @@ def step_program(name, options, classes, rows, side, *, remat, block_rows):
     from jaxseg.core.mesh import make_mesh
     from jaxseg.core.names import resolve
     from jaxseg.losses.composition import compose
+    from jaxseg.train.bundle import small_on
     from jaxseg.train.objectives.supervised import build
     from jaxseg.train.optim import make_optimizer
     from jaxseg.train.state import create_state
@@ -151,7 +152,8 @@ def step_program(name, options, classes, rows, side, *, remat, block_rows):
         "schedule": {"name": "constant", "base": 0.1},
         "rules": [{"pattern": "."}],
     }
-    optimizer = make_optimizer(choices, shapes["params"], total_steps=100, clip_norm=0.0)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(choices, shapes["params"], total_steps=100, clip_norm=0.0, small=small_on(mesh))
     objective = build(
         model=model,
         loss=compose({"cross_entropy": 1.0}),
@@ -162,7 +164,6 @@ def step_program(name, options, classes, rows, side, *, remat, block_rows):
         loss_block_rows=block_rows,
     )
     state = jax.eval_shape(lambda v: create_state(v, optimizer, seed=0, ema=True), shapes)
-    mesh = make_mesh(devices=jax.devices()[:1])
     step = make_train_step(objective, optimizer, state=state, mesh=mesh, ema_decay=0.9)
     batch = {
         "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),

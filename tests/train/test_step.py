@@ -13,6 +13,7 @@ from jaxseg.losses import cross_entropy
 from jaxseg.losses.composition import Composition
 from jaxseg.losses.inputs import masked_softmax
 from jaxseg.losses.reduction import Loss
+from jaxseg.train.bundle import small_on
 from jaxseg.train.meter import StepResult
 from jaxseg.train.objectives.supervised import build
 from jaxseg.train.optim import make_optimizer
@@ -73,7 +74,8 @@ def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block
         "schedule": {"name": "constant", "base": 0.1},
         "rules": [{"pattern": "."}],
     }
-    optimizer = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip)
+    small = small_on(mesh)
+    optimizer = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip, small=small)
     objective = build(
         model=model,
         loss=Composition(terms),
