@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops import depthwise, grouped
-from jaxseg.ops.dense import convolve, lowering
+from jaxseg.ops.dense import convolve
+from jaxseg.ops.lowering import lowering
 from jaxseg.ops.pointwise import pointwise
 from jaxseg.ops.stock_conv import stock_conv
 

@@ -9,8 +9,10 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.ops import dense
+from jaxseg.ops import dense, thin
 from jaxseg.ops.conv import conv
+from jaxseg.ops.lowering import Lowering, lowering
+from jaxseg.ops.window import useful_share
 
 
 def stock(x, kernel, pads, dilation):
@@ -45,18 +47,18 @@ CASES = {
 }
 
 
-LOWERINGS = [(case, True, "taps") for case in CASES] + [
-    (case, False, way)
+LOWERINGS = [(case, "taps", "taps") for case in CASES] + [
+    (case, "xla", way)
     for case in ("rate12", "uneven_padding", "kernel_4x2", "cropping", "blind_taps", "more_output_than_image")
     for way in ("rows", "shifts")
 ]
 
 
-@pytest.mark.parametrize("case, by_taps, kernel_gradient", LOWERINGS)
-def test_values_and_gradients(case, by_taps, kernel_gradient, monkeypatch):
+@pytest.mark.parametrize("case, way, kernel_gradient", LOWERINGS)
+def test_values_and_gradients(case, way, kernel_gradient, monkeypatch):
     for block in ("ROWS_BLOCK", "SHIFTS_BLOCK"):
-        monkeypatch.setattr(dense, block, 1400)  # several blocks of a few rows
-    chosen = dense.Lowering(by_taps, kernel_gradient)
+        monkeypatch.setattr(thin, block, 1400)  # several blocks of a few rows
+    chosen = Lowering(way, way, kernel_gradient)
     h, w, c, n, (kh, kw), rates, pads = CASES[case]
     a, b, d = jax.random.split(jax.random.key(3), 3)
     x, kernel = jax.random.normal(a, (2, h, w, c)), jax.random.normal(b, (kh, kw, c, n))
@@ -73,11 +75,11 @@ def test_values_and_gradients(case, by_taps, kernel_gradient, monkeypatch):
 
 def test_share_of_useful_products():
     """By hand: 20 + 32 + 20 of 96; without padding all; and by counting ones: the mean of a convolution of ones."""
-    assert dense.useful_share((32, 32), (3, 3), ((12, 12), (12, 12)), (12, 12)) == 0.75**2
-    assert dense.useful_share((7, 9), (3, 2), ((0, 0), (0, 0)), (2, 3)) == 1.0
+    assert useful_share((32, 32), (3, 3), ((12, 12), (12, 12)), (12, 12)) == 0.75**2
+    assert useful_share((7, 9), (3, 2), ((0, 0), (0, 0)), (2, 3)) == 1.0
     pads, rates = ((5, 3), (2, 9)), (4, 6)
     seen = stock(jnp.ones((1, 9, 11, 1)), jnp.ones((3, 3, 1, 1)), pads, rates)
-    np.testing.assert_allclose(dense.useful_share((9, 11), (3, 3), pads, rates), np.mean(seen) / 9, rtol=1e-6)
+    np.testing.assert_allclose(useful_share((9, 11), (3, 3), pads, rates), np.mean(seen) / 9, rtol=1e-6)
 
 
 def routed(c=64, n=64, h=12, w=11):
@@ -104,27 +106,37 @@ def test_each_platform_gets_its_lowering():
 
 @pytest.mark.parametrize(
     "h, c, n, rate, chosen",
-    [(32, 2048, 256, 12, (True, "taps")), (32, 64, 64, 6, (True, "xla")), (32, 64, 64, 4, (False, "xla"))]
-    + [(41, 2048, 21, 24, (True, "taps")), (41, 2048, 21, 12, (False, "shifts")), (32, 2048, 15, 24, (False, "shifts"))]
-    + [(64, 48, 12, 1, (False, "shifts")), (64, 3, 48, 1, (False, "rows")), (64, 256, 42, 1, (False, "shifts"))]
-    + [(64, 20, 12, 1, (False, "rows")), (64, 16, 16, 1, (False, "rows")), (64, 30, 40, 1, (False, "rows"))]
-    + [
-        (64, 32, 16, 1, (False, "shifts")),
-        (64, 96, 48, 1, (False, "shifts")),
-        (64, 64, 48, 1, (False, "rows")),
-        (64, 320, 112, 1, (False, "xla")),
-        (64, 48, 32, 1, (False, "xla")),
-        (64, 128, 32, 1, (False, "xla")),
-        (64, 16, 64, 1, (False, "xla")),
-        (13, 16, 16, 1, (False, "xla")),
-        (13, 48, 12, 1, (False, "xla")),
+    [
+        (32, 2048, 256, 12, ("taps", "taps", "taps")),
+        (32, 64, 64, 6, ("taps", "taps", "winograd")),
+        (32, 64, 64, 4, ("winograd", "winograd", "winograd")),
+        (33, 320, 256, 6, ("taps", "taps", "winograd")),
+        (41, 2048, 21, 24, ("taps", "taps", "taps")),
+        (41, 2048, 21, 12, ("xla", "xla", "shifts")),
+        (32, 2048, 15, 24, ("xla", "xla", "shifts")),
+        (64, 48, 12, 1, ("beside", "xla", "shifts")),
+        (64, 3, 48, 1, ("xla", "xla", "rows")),
+        (64, 256, 42, 1, ("winograd", "winograd", "shifts")),
+        (64, 20, 12, 1, ("xla", "xla", "rows")),
+        (64, 16, 16, 1, ("xla", "xla", "rows")),
+        (64, 30, 40, 1, ("beside", "beside", "rows")),
+        (64, 32, 16, 1, ("beside", "xla", "shifts")),
+        (64, 96, 48, 1, ("winograd", "winograd", "shifts")),
+        (64, 64, 48, 1, ("winograd", "beside", "rows")),
+        (64, 320, 112, 1, ("winograd", "winograd", "winograd")),
+        (64, 128, 32, 1, ("winograd", "beside", "winograd")),
+        (64, 16, 64, 1, ("xla", "beside", "winograd")),
+        (13, 16, 16, 1, ("xla", "xla", "xla")),
+        (13, 48, 12, 1, ("xla", "xla", "xla")),
+        (7, 512, 512, 1, ("xla", "winograd", "winograd")),  # 98 pixels
+        (5, 1024, 512, 1, ("xla", "xla", "xla")),  # two tiles of four rows for five
     ],
 )
 def test_the_rule(h, c, n, rate, chosen):
-    """Shares 0.56, 0.77, 0.84, 0.96 of 32 px; 0.37 and 0.65 of 41 px; 0.25."""
+    """Shares 0.56, 0.77, 0.84 of 32 px; 0.77 of 33; 0.37 and 0.65 of 41; 0.25. Filled up: 48, 48, 32 and 48 rows."""
     pads = ((rate, rate), (rate, rate))
-    got = dense.lowering((2, h, h, c), (3, 3, c, n), pads, (rate, rate))
-    assert (got or dense.Lowering(False, "xla"))[:2] == chosen
+    got = lowering((2, h, h, c), (3, 3, c, n), pads, (rate, rate))
+    assert (got or Lowering())[:3] == chosen
 
 
 @pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1), (6, 3, 64, 1)])
