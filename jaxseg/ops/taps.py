@@ -67,6 +67,7 @@ def _product(x: jax.Array, kernel: jax.Array, axis: int, precision: Any) -> jax.
 
 
 def forward_by_taps(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
+    """`stock_conv` at stride 1, summed in float32; `useful_share` is above 0."""
     (h, w), (kh, kw) = x.shape[1:3], kernel.shape[:2]
     out = out_size((h, w), (kh, kw), pads, dilation)
     total = None
@@ -80,6 +81,7 @@ def forward_by_taps(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pa
 def input_gradient_by_taps(
     x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, precision: Any
 ) -> jax.Array:
+    """The gradient of x `[b, h, w, c]` for the cotangent g `[b, h', w', n]`."""
     (h, w), (kh, kw) = x.shape[1:3], kernel.shape[:2]
     total = None
     for tap in _taps((h, w), (g.shape[1], g.shape[2]), (kh, kw), pads, dilation):
@@ -92,6 +94,7 @@ def input_gradient_by_taps(
 def kernel_gradient_by_taps(
     x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, precision: Any
 ) -> jax.Array:
+    """The gradient of the kernel `[kh, kw, c, n]` for the cotangent g."""
     (h, w), (kh, kw, c, n) = x.shape[1:3], kernel.shape
     pixels = (((0, 1, 2), (0, 1, 2)), ((), ()))
     dot = functools.partial(

@@ -25,9 +25,9 @@ Errors against float64, root mean square and largest, over the standard deviatio
 XLA's convolution 7.6e-7 and 8.6e-6; here, at the points 0, +-2/3, +-3/2 and infinity, 1.1e-6 and 1.1e-5; at the usual
 0, +-1, +-2 and infinity 1.6e-6 and 2.4e-5.
 
-Tried: tiles in both directions, 4 x 4 or 4 x 2 outputs (values 0 to 25 % faster at 512 and 256 channels, gradients up to
-twice as slow, errors twice as large); the six as six convolutions (as fast, six times the operations); taps beside each
-other before the product of values, or one product a tap (up to 1.5 times the time on large maps).
+Tried: tiles in both directions, 4 x 4 or 4 x 2 outputs (values 0 to 25 % faster at 512 and 256 channels, gradients
+up to twice as slow, errors twice as large); the six as six convolutions (as fast, six times the operations); taps
+beside each other before the product of values, or one product a tap (up to 1.5 times the time on large maps).
 """
 
 import functools
