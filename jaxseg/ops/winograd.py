@@ -47,8 +47,6 @@ SMALL2, LARGE2 = SMALL**2, LARGE**2
 # Numbers of the matrices that are made at a time: larger maps are worked off in blocks of tile rows.
 BLOCK = 2**23
 
-Transform = Callable[[jax.Array], jax.Array]
-
 
 def tiles(rows: int, rate: int) -> int:
     """Tile rows for `rows` rows of the output: each holds four rows of every phase of the rate."""
@@ -96,8 +94,7 @@ def winograd_input_gradient(
         taps = (
             _between(products[..., j * c : (j + 1) * c], j * step, columns - width - j * step, 4) for j in range(kw)
         )
-        rows = jax.ShapeDtypeStruct((b, length + ROWS * rate, columns, c), products.dtype)
-        return _transpose(functools.partial(_image_to_points, rate=rate), rows)(functools.reduce(jnp.add, taps))
+        return _points_to_image(functools.reduce(jnp.add, taps))
 
     size = _block(number, b * rate * columns * POINTS * (n + kw * c))
     padded = _by_blocks(part, number, size, rate, ROWS * rate)
@@ -130,7 +127,7 @@ def winograd_kernel_gradient(
         zero = jnp.zeros(one.shape, one.dtype)
         gradient = lax.fori_loop(0, number // size, lambda i, total: total + part(i * length), zero).sum(1)
     spread = gradient.reshape(POINTS, kw, c, n)
-    return _transpose(_kernel_to_points, jax.ShapeDtypeStruct(kernel.shape, spread.dtype))(spread).astype(kernel.dtype)
+    return _points_to_kernel(spread).astype(kernel.dtype)
 
 
 def _image_to_points(rows: jax.Array, rate: int) -> jax.Array:
@@ -146,14 +143,48 @@ def _image_to_points(rows: jax.Array, rate: int) -> jax.Array:
     return jnp.stack([zero, *small, *large, infinity])
 
 
+def _points_to_image(points: jax.Array) -> jax.Array:
+    """The transpose of `_image_to_points`."""
+    _, b, number, rate, w, c = points.shape
+    zero, p, q, r, s, infinity = points
+    (small, small_odd), (large, large_odd) = (p + q, SMALL * (p - q)), (r + s, LARGE * (r - s))
+    both = SMALL2 + LARGE2
+    tile = [
+        zero,
+        infinity - LARGE2 * small_odd - SMALL2 * large_odd,
+        -both * zero - LARGE2 * small - SMALL2 * large,
+        small_odd + large_odd - both * infinity,
+    ]
+    edges = ((0, 0, 0), (0, 1, 0), *((0, 0, 0),) * 4)
+    own = lax.pad(jnp.stack(tile, axis=2), jnp.zeros((), points.dtype), edges)
+    # The last two rows of a tile are the first two of the next.
+    edges = ((0, 0, 0), (1, 0, 0), (0, ROWS - 2, 0), *((0, 0, 0),) * 3)
+    next_ones = lax.pad(jnp.stack([zero + small + large, infinity], axis=2), jnp.zeros((), points.dtype), edges)
+    return (own + next_ones).reshape(b, (number + 1) * ROWS * rate, w, c)
+
+
+# For each of the points above 0: the factors of the kernel's rows.
+FACTORS = tuple(
+    tuple(point**i / (2 * point**2 * (point**2 - other**2)) for i in range(TAPS))
+    for point, other in ((SMALL, LARGE), (LARGE, SMALL))
+)
+
+
 def _kernel_to_points(kernel: jax.Array) -> jax.Array:
     """`[3, kw, c, n] -> [6, kw, c, n]`: G, the kernel's rows as a polynomial at the six points."""
     values = []
-    for point, other in ((SMALL, LARGE), (LARGE, SMALL)):
-        scale = 1 / (2 * point**2 * (point**2 - other**2))
-        even, odd = scale * kernel[0] + scale * point**2 * kernel[2], scale * point * kernel[1]
+    for first, second, third in FACTORS:
+        even, odd = first * kernel[0] + third * kernel[2], second * kernel[1]
         values += [even + odd, even - odd]
     return jnp.stack([kernel[0], *values, kernel[2]])
+
+
+def _points_to_kernel(points: jax.Array) -> jax.Array:
+    """The transpose of `_kernel_to_points`."""
+    zero, p, q, r, s, infinity = points
+    (a, b, c), (d, e, f) = FACTORS
+    small, large = p + q, r + s
+    return jnp.stack([zero + a * small + d * large, b * (p - q) + e * (r - s), infinity + c * small + f * large])
 
 
 def _points_to_rows(points: jax.Array) -> jax.Array:
@@ -173,12 +204,13 @@ def _points_to_rows(points: jax.Array) -> jax.Array:
 def _cotangent_to_points(rows: jax.Array, rate: int) -> jax.Array:
     """The transpose of `_points_to_rows`."""
     b, height, w, n = rows.shape
-    points = jax.ShapeDtypeStruct((POINTS, b, height // (ROWS * rate), rate, w, n), rows.dtype)
-    return _transpose(_points_to_rows, points)(rows)
-
-
-def _transpose(linear: Transform, of: jax.ShapeDtypeStruct) -> Transform:
-    return lambda cotangent: jax.linear_transpose(linear, of)(cotangent)[0]
+    tiled = rows.reshape(b, height // (ROWS * rate), ROWS, rate, w, n)
+    g = [tiled[:, :, i] for i in range(ROWS)]
+    values = []
+    for point in (SMALL, LARGE):
+        even, odd = g[0] + point**2 * g[2], point * g[1] + point**3 * g[3]
+        values += [even + odd, even - odd]
+    return jnp.stack([g[0], *values, g[3]])
 
 
 def _precise(x: jax.Array) -> jax.Array:
