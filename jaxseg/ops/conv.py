@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops import depthwise, grouped
+from jaxseg.ops.canonical import canonical_conv
 from jaxseg.ops.dense import convolve
 from jaxseg.ops.lowering import lowering
 from jaxseg.ops.pointwise import pointwise
@@ -75,7 +76,7 @@ def conv(
     elif strides == (1, 1) and (chosen := lowering(images.shape, kernel.shape, pads, dilation)) is not None:
         y = convolve(images, kernel, pads, dilation, chosen, precision)
     else:
-        y = stock_conv(images, kernel, strides, pads, dilation, groups, precision)
+        y = canonical_conv(images, kernel, strides, pads, dilation, precision)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
 
 

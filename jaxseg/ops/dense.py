@@ -9,6 +9,12 @@ from jax import lax
 
 from jaxseg.ops import taps, thin, winograd
 from jaxseg.ops.beside import convolve_beside
+from jaxseg.ops.canonical import (
+    canonical_input_gradient,
+    canonical_kernel_gradient,
+    stock_input_gradient,
+    stock_kernel_gradient,
+)
 from jaxseg.ops.lowering import Lowering
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
@@ -37,23 +43,20 @@ def convolve(
     return _forward(x, kernel, pads, dilation, chosen, precision)
 
 
-def _by_platform(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
-    return default(*arguments) if cpu is default else lax.platform_dependent(*arguments, cpu=cpu, default=default)
-
-
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
 def _forward(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
 ) -> jax.Array:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
-    stock = functools.partial(stock_conv, **options)
+    if chosen.values == "xla":
+        return stock_conv(x, kernel, **options)
     ways: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.forward_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_forward, **options),
         "beside": functools.partial(convolve_beside, number=chosen.blocks, **options),
-        "xla": stock,
     }
-    return _by_platform(ways[chosen.values], stock, x, kernel)
+    stock = functools.partial(stock_conv, **options)
+    return lax.platform_dependent(x, kernel, cpu=ways[chosen.values], default=stock)
 
 
 def _vjp_forward(
@@ -81,30 +84,26 @@ def _vjp_backward(
     g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
-
-    def stock_image(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: stock_conv(x, kernel, **options), x)[1](g)[0]
-
-    def stock_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: stock_conv(x, kernel, **options), kernel)[1](g)[0]
-
     of_image: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.input_gradient_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_input_gradient, **options),
         "beside": functools.partial(_input_gradient_beside, number=chosen.image_blocks, **options),
-        "xla": stock_image,
+        "xla": functools.partial(canonical_input_gradient, **options),
     }
     of_kernel: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.kernel_gradient_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_kernel_gradient, **options),
         "rows": functools.partial(thin.kernel_gradient_by_rows, **options),
         "shifts": functools.partial(thin.kernel_gradient_by_shifts, **options),
-        "xla": stock_kernel,
+        "xla": functools.partial(canonical_kernel_gradient, **options),
     }
-    arguments = (*residuals, g)
     return (
-        _by_platform(of_image[chosen.image], stock_image, *arguments),
-        _by_platform(of_kernel[chosen.kernel], stock_kernel, *arguments),
+        lax.platform_dependent(
+            *residuals, g, cpu=of_image[chosen.image], default=functools.partial(stock_input_gradient, **options)
+        ),
+        lax.platform_dependent(
+            *residuals, g, cpu=of_kernel[chosen.kernel], default=functools.partial(stock_kernel_gradient, **options)
+        ),
     )
 
 

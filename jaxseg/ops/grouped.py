@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.canonical import canonical_conv
 from jaxseg.ops.stock_conv import stock_conv
 
 Pair = tuple[int, int]
@@ -106,7 +107,7 @@ def _in_parts(
         part = lax.slice_in_dim(kernel, first * n, last * n, axis=3)
         channels = lax.slice_in_dim(x, first * m, last * m, axis=3)
         dense = _block_diagonal(part, last - first)
-        parts.append(stock_conv(channels, dense, strides, pads, dilation, 1, precision))
+        parts.append(canonical_conv(channels, dense, strides, pads, dilation, precision))
     return jnp.concatenate(parts, axis=-1)
 
 

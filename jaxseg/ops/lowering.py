@@ -43,7 +43,8 @@ HALF_COLUMNS = 3  # of the kernel, at most
 
 
 class Lowering(NamedTuple):
-    """The ways of the three parts: "taps", "winograd", "beside" or "xla"; of the kernel gradient also "rows", "shifts".
+    """The ways of the three parts: "taps", "winograd", "beside" or "xla" (of gradients in the form of
+    `ops/canonical.py`); of the kernel gradient also "rows", "shifts".
 
     `blocks` and `image_blocks`: of rows, into which "beside" cuts the image and the cotangent.
     """

@@ -24,7 +24,7 @@ class Rule:
       pattern: regular expression, searched in the path `backbone/stem/conv/kernel`; the first rule that matches counts.
       learning_rate_multiplier: factor on the schedule.
       weight_decay: L2 factor: added to the gradient (sgd, rmsprop) or decoupled (adamw).
-      freeze: the parameter keeps its value.
+      freeze: the parameter keeps its value, and no gradient is computed for it.
     """
 
     pattern: str
@@ -196,11 +196,17 @@ class Optimizer:
       schedule: the learning rate of a step.
       chain: the transformation; it updates what `bundle` makes of parameters and gradients.
       bundle: which parameters lie end to end during the update.
+      frozen: a tree like the parameters: which of them keep their values.
     """
 
     schedule: Schedule
     chain: optax.GradientTransformation
     bundle: Bundle
+    frozen: Any
+
+    def trained(self, params: Any) -> Any:
+        """`params`, of which the frozen ones have the gradient 0, so that what is for theirs alone is not computed."""
+        return jax.tree.map(lambda p, frozen: jax.lax.stop_gradient(p) if frozen else p, params, self.frozen)
 
     def init(self, params: Any) -> Any:
         """The state of step 0: trees like the parameters, whatever lies end to end."""
@@ -250,4 +256,5 @@ def make_optimizer(
     clip = (optax.clip_by_global_norm(clip_norm),) if clip_norm else ()
     core = call_with_options(OPTIMIZERS[name], options, where="config.optimizer", decay=decay)
     descent = optax.scale_by_learning_rate(schedule)
-    return Optimizer(schedule, optax.chain(trained, *clip, *core, rates, descent), bundle)
+    frozen = jax.tree.map(lambda rule: rule.freeze, matched)
+    return Optimizer(schedule, optax.chain(trained, *clip, *core, rates, descent), bundle, frozen)

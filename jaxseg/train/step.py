@@ -50,9 +50,14 @@ def make_train_step(
       ema_decay: decay of the parameters' moving average; 0 for none.
     """
 
+    def forward(params: Any, *arguments: Any) -> tuple[Any, Any]:
+        return objective.forward(optimizer.trained(params), *arguments)
+
+    of_trained = dataclasses.replace(objective, forward=forward)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = step_keys(jax.random.wrap_key_data(state.rng), state.step, ("dropout",))
-        found = batch_gradients(objective, state, batch, keys, accumulation_steps)
+        found = batch_gradients(of_trained, state, batch, keys, accumulation_steps)
         updated = optimizer.update(found.grads, state.opt_state, state.params)
         metrics: dict[str, Any] = {
             "loss": found.loss,

@@ -1,9 +1,12 @@
 """The train step: sums and counts, accumulation, devices, moving average, and what the compiled program holds."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxseg.core.errors import JaxsegError
@@ -63,7 +66,12 @@ ADDING = {"cross_entropy": (lambda step: jnp.ones(()), cross_entropy.build())}
 POOLED = ADDING | {"pooled": (lambda step: jnp.asarray(5.0), pooled_square())}
 
 
-def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block_rows=0, **step_options):
+EVERYTHING = ({"pattern": "."},)
+
+
+def training(
+    model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block_rows=0, rules=EVERYTHING, **step_options
+):
     mesh = make_mesh({"data": -1, "fsdp": fsdp, "space": 1}, devices=jax.devices()[:devices])
     variables = jax.jit(lambda k: model.init({"params": k, "dropout": k}, jnp.zeros((1, 6, 5, 3)), train=False))(
         base_key(1)
@@ -72,7 +80,7 @@ def training(model, devices=1, *, terms=ADDING, aux=0.0, clip=0.0, fsdp=1, block
         "name": "sgd",
         "momentum": 0.9,
         "schedule": {"name": "constant", "base": 0.1},
-        "rules": [{"pattern": "."}],
+        "rules": rules,
     }
     small = small_on(mesh)
     optimizer = make_optimizer(options, variables["params"], total_steps=100, clip_norm=clip, small=small)
@@ -208,6 +216,42 @@ def test_clipping_bounds_the_update():
     after, _ = run(Tiny(norm=False), batch, steps=1, clip=1e-3)
     moved = jax.tree.map(lambda a, b: np.sum((np.asarray(a) - b) ** 2), start.params, after.params)
     np.testing.assert_allclose(np.sqrt(sum(jax.tree.leaves(moved))), 0.1 * 1e-3, rtol=1e-3)
+
+
+FIRST_FROZEN = ({"pattern": "^Conv_0/", "freeze": True}, *EVERYTHING)
+
+
+@pytest.mark.parametrize(("terms", "parts"), [(ADDING, 1), (ADDING, 2), (POOLED, 2)])
+def test_frozen_parameters_stay_and_the_others_learn_as_before(terms, parts):
+    model, batch = Tiny(norm=False), batch_of(4)
+    options = {"terms": terms, "accumulation_steps": parts}
+    _, before, _ = training(model)
+    (whole, _), (frozen, _) = (
+        run(model, batch, steps=1, rules=rules, **options) for rules in (EVERYTHING, FIRST_FROZEN)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, frozen.params["Conv_0"], jax.tree.map(np.asarray, before.params["Conv_0"])
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6), frozen.params["Conv_1"], whole.params["Conv_1"]
+    )
+    assert not np.array_equal(whole.params["Conv_0"]["kernel"], frozen.params["Conv_0"]["kernel"])
+
+
+def test_the_gradient_of_frozen_parameters_is_neither_counted_nor_computed():
+    """Forward 2 convolutions; back 2 kernel gradients and the second one's image: of a frozen first only one."""
+    norms, counts = [], []
+    for rules in (EVERYTHING, FIRST_FROZEN):
+        mesh, state, step = training(Tiny(norm=False), rules=rules)
+        batch = put_batch(mesh, batch_of(4))
+        counts.append(step.lower(state, batch).as_text().count("stablehlo.convolution"))
+        start = jax.tree.map(np.asarray, state.params)
+        after, metrics = step(state, batch)
+        slopes = jax.tree.map(lambda a, b: (a - np.asarray(b)) / 0.1, start, after.params)
+        norms.append((float(metrics["gradient_norm"]), float(optax.tree.norm(slopes))))
+    assert counts == [5, 3]
+    np.testing.assert_allclose(*zip(*norms, strict=True), rtol=1e-3)
+    assert norms[1][0] < 0.99 * norms[0][0]
 
 
 def test_a_loss_that_is_not_finite_names_step_and_examples():

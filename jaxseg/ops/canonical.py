@@ -1,0 +1,137 @@
+"""XLA's convolution with gradients that a CPU runs as fast inside of a loop as outside.
+
+XLA's CPU has a fast convolution for images `[b, h, w, c]` and kernels `[kh, kw, c, n]` alone, and rearranges others, as
+the gradients are that JAX derives, into these; but only in a program's main part. In a loop, such as the one over the
+parts of an accumulated batch (`train/gradients.py`), they stay as they are and run without vectors. Here the gradients
+are written in that form. Two cores, float32, jaxlib 0.10.2, milliseconds, image's / kernel's gradient by `ops.conv`,
+which takes this form for some of them (experiments/results/loops_cpu2_2026-11-23.json):
+
+| input, channels, kernel           | outside of a loop | inside, as JAX derives it | inside, as here |
+|-----------------------------------|-------------------|---------------------------|-----------------|
+| 2x128x128, 16 -> 16, 3x3          | 2.1 / 4.3         | 34 / 94                   | 2.7 / 3.8       |
+| 1x22x22, 64 -> 64, 3x3            | 0.6 / 0.8         | 1.4 / 17                  | 0.6 / 0.9       |
+| 2x64x64, 64 -> 128, 3x3, stride 2 | 3.4 / 7.6         | 9.7 / 269                 | 3.9 / 7.5       |
+| 2x128x128, 3 -> 64, 7x7, stride 2 | 5.7 / 7.0         | 9.1 / 81                  | 5.6 / 6.8       |
+| 2x32x32, 64 -> 64, 7x7            | 12 / 17           | 48 / 385                  | 13 / 26         |
+| 2x32x32, 256 in 32 groups, 3x3    | 6.8 / 9.0         | 16 / 256                  | 7.5 / 11        |
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def canonical_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Pair = (1, 1),
+    pads: Pads = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    precision: Any = None,
+) -> jax.Array:
+    """`stock_conv` of one group."""
+    return stock_conv(x, kernel, strides, pads, dilation, 1, precision)
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return stock_conv(x, kernel, strides, pads, dilation, 1, precision), (x, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _backward(
+    strides: Pair,
+    pads: Pads,
+    dilation: Pair,
+    precision: Any,
+    residuals: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
+
+    def of(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]) -> jax.Array:
+        ways = (functools.partial(way, **options) for way in (cpu, default))
+        return lax.platform_dependent(*residuals, g, **dict(zip(("cpu", "default"), ways, strict=True)))
+
+    return (
+        of(canonical_input_gradient, stock_input_gradient),
+        of(canonical_kernel_gradient, stock_kernel_gradient),
+    )
+
+
+canonical_conv.defvjp(_forward, _backward)
+
+
+def stock_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, **options: Any) -> jax.Array:
+    """The gradient of x as JAX derives it; options as `stock_conv`."""
+    (gradient,) = jax.vjp(lambda x: stock_conv(x, kernel, **options), x)[1](g)
+    return gradient
+
+
+def stock_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, **options: Any) -> jax.Array:
+    """The gradient of the kernel as JAX derives it; options as `stock_conv`."""
+    (gradient,) = jax.vjp(lambda kernel: stock_conv(x, kernel, **options), kernel)[1](g)
+    return gradient
+
+
+def canonical_input_gradient(
+    x: jax.Array,
+    kernel: jax.Array,
+    g: jax.Array,
+    *,
+    strides: Pair = (1, 1),
+    pads: Pads,
+    dilation: Pair,
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of x `[b, h, w, c]`: the cotangent, its numbers a stride apart, and the kernel turned round.
+
+    `dx[i] = sum_j g[(i + lo - d j) / s] kernel[j]` where s divides.
+    """
+    axes = zip(x.shape[1:3], g.shape[1:3], kernel.shape[:2], strides, pads, dilation, strict=True)
+    rows, columns = (((k - 1) * d - lo, n + lo - 1 - (o - 1) * s) for n, o, k, s, (lo, _), d in axes)
+    return lax.conv_general_dilated(
+        g,
+        lax.rev(kernel, (0, 1)).swapaxes(2, 3),
+        (1, 1),
+        (rows, columns),
+        lhs_dilation=strides,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def canonical_kernel_gradient(
+    x: jax.Array,
+    kernel: jax.Array,
+    g: jax.Array,
+    *,
+    strides: Pair = (1, 1),
+    pads: Pads,
+    dilation: Pair,
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of the kernel `[kh, kw, c, n]`: channels as images, images as channels, rate as stride.
+
+    `dkernel[j, m, n] = sum_bo x[b, s o + d j - lo, m] g[b, o, n]`.
+    """
+    axes = zip(x.shape[1:3], g.shape[1:3], kernel.shape[:2], strides, pads, dilation, strict=True)
+    rows, columns = ((lo, (k - 1) * d + (o - 1) * s + 1 - n - lo) for n, o, k, s, (lo, _), d in axes)
+    gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        dilation,
+        (rows, columns),
+        rhs_dilation=strides,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return gradient.transpose(1, 2, 0, 3)
