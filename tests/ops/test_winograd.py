@@ -150,7 +150,7 @@ def test_bfloat16_sums_in_float32():
 
 @pytest.mark.parametrize("block", [2**23, 1])
 def test_a_split_batch_stays_where_it_is(block, monkeypatch):
-    """Over four devices: nothing is gathered, the kernel gradient is summed over devices once, and not in a loop."""
+    """Over four devices: nothing is gathered, the kernel gradient alone is summed over devices, in one place."""
     monkeypatch.setattr(winograd, "BLOCK", block)
     a, b, d = jax.random.split(jax.random.key(5), 3)
     x, kernel, g = (jax.random.normal(k, s) for k, s in ((a, (4, 12, 9, 6)), (b, (3, 3, 6, 4)), (d, (4, 12, 9, 4))))
