@@ -24,6 +24,7 @@ import jax
 from jax import lax
 
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
+from jaxseg.ops.window import gradient_pads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -57,8 +58,8 @@ def _backward(
     options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
 
     def of(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]) -> jax.Array:
-        ways = (functools.partial(way, **options) for way in (cpu, default))
-        return lax.platform_dependent(*residuals, g, **dict(zip(("cpu", "default"), ways, strict=True)))
+        ours, theirs = functools.partial(cpu, **options), functools.partial(default, **options)
+        return lax.platform_dependent(*residuals, g, cpu=ours, default=theirs)
 
     return (
         of(canonical_input_gradient, stock_input_gradient),
@@ -95,13 +96,12 @@ def canonical_input_gradient(
 
     `dx[i] = sum_j g[(i + lo - d j) / s] kernel[j]` where s divides.
     """
-    axes = zip(x.shape[1:3], g.shape[1:3], kernel.shape[:2], strides, pads, dilation, strict=True)
-    rows, columns = (((k - 1) * d - lo, n + lo - 1 - (o - 1) * s) for n, o, k, s, (lo, _), d in axes)
+    spread = [(o - 1) * s + 1 for o, s in zip(g.shape[1:3], strides, strict=True)]
     return lax.conv_general_dilated(
         g,
         lax.rev(kernel, (0, 1)).swapaxes(2, 3),
         (1, 1),
-        (rows, columns),
+        gradient_pads(x.shape[1:3], spread, kernel.shape[:2], pads, dilation),
         lhs_dilation=strides,
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

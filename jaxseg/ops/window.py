@@ -17,7 +17,10 @@ def out_size(size: Pair, kernel_size: Pair, pads: Pads, dilation: Pair) -> Pair:
 def gradient_pads(
     size: Sequence[int], out: Sequence[int], kernel_size: Sequence[int], pads: Pads, dilation: Pair
 ) -> Pads:
-    """Padding of the cotangent for the convolution with the turned kernel that gives the image's gradient."""
+    """Padding of the cotangent for the convolution with the turned kernel that gives the image's gradient.
+
+    `out`: rows and columns of the cotangent, with the zeros between its numbers where the convolution has a stride.
+    """
     axes = zip(size, out, kernel_size, pads, dilation, strict=True)
     rows, columns = (((k - 1) * d - lo, n + lo - o) for n, o, k, (lo, _), d in axes)
     return rows, columns
