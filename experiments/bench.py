@@ -5,10 +5,13 @@ Command: python -m jaxseg.main --mode=bench --config=experiments/bench.py:deepla
          python -m jaxseg.main --mode=bench --config=experiments/bench.py:unet_resnet34 --against=smp
          python -m jaxseg.main --mode=bench --config=experiments/bench.py:tiramisu56 --against=torch
          python -m jaxseg.main --mode=bench --config=experiments/bench.py:deeplab_v3plus_xception65 --against=smp
-All of them: launch/bench.sh; results: experiments/results. 21 classes, cross-entropy over full-size logits, SGD with
+All of them: launch/bench.sh; results: experiments/results. A row's size can be given: unet_resnet34@16x512.
+21 classes, cross-entropy over full-size logits, SGD with
 momentum. DeepLab v3 (arXiv 1706.05587) is torchvision's; DeepLab v3+ (1802.02611) and U-Net's decoder (1505.04597) are
 those of segmentation_models_pytorch; no package has FC-DenseNet (1611.09326): its twin is jaxseg.tools.bench's.
 """
+
+import re
 
 from ml_collections import ConfigDict
 
@@ -38,26 +41,28 @@ MODELS = {
     "tiramisu56": {"name": "tiramisu", "depth": 56},
     "deeplab_v3plus_xception65": SMP_DEEPLAB | {"backbone": "xception65"},
 }
-# Images, side in pixels, parts.
-ROWS = {
-    "deeplab_v3_resnet50": (2, 256, ("train", "inference")),
-    "deeplab_v3plus_mobilenet_v2": (4, 256, ("train", "inference")),
-    "unet_resnet34": (4, 256, ("train", "inference")),
-    "tiramisu56": (3, 224, ("train", "inference")),
-    "deeplab_v3plus_xception65": (1, 513, ("inference",)),
+PARTS = {"deeplab_v3plus_xception65": ("inference",)}
+# Images and side in pixels where the row's name does not say.
+SIZES = {
+    "deeplab_v3_resnet50": (2, 256),
+    "deeplab_v3plus_mobilenet_v2": (4, 256),
+    "unet_resnet34": (4, 256),
+    "tiramisu56": (3, 224),
+    "deeplab_v3plus_xception65": (1, 513),
 }
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; the argument is the row's name, `deeplab_v3_resnet50` by default."""
-    name = arg or "deeplab_v3_resnet50"
-    if name not in MODELS:
-        raise ValueError(f"experiments/bench.py takes one of {', '.join(MODELS)}, not {arg!r}")
-    batch_size, side, parts = ROWS[name]
+    """The experiment; the argument is the row: a name of `MODELS`, alone or with a size, `unet_resnet34@16x512`."""
+    row = re.fullmatch(r"(\w+)(?:@(\d+)x(\d+))?", arg or "deeplab_v3_resnet50")
+    if row is None or row[1] not in MODELS:
+        raise ValueError(f"experiments/bench.py takes one of {', '.join(MODELS)}, with @BATCHxSIDE or not; not {arg!r}")
+    name = row[1]
+    batch_size, side = (int(row[2]), int(row[3])) if row[2] else SIZES[name]
     config = defaults()
     config.model = ConfigDict(MODELS[name] | INCEPTION)
     config.data.update({"name": "shapes", "crop_size_px": (side, side)})
     config.train.batch_size = batch_size
-    config.bench.parts = parts
+    config.bench.parts = PARTS.get(name, ("train", "inference"))
     config.evaluate.batch_size = batch_size
     return config

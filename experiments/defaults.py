@@ -8,7 +8,8 @@ INCEPTION = {"image_mean": (127.5, 127.5, 127.5), "image_std": (127.5, 127.5, 12
 # --mode=bench, on train.batch_size images of data.crop_size_px; the parts are "train", "inference" and "input".
 BENCH = {
     "parts": ("train", "inference"),
-    "steps": 10,
+    "steps": 10,  # turns that are timed
+    "steps_a_turn": 1,  # begun one after the other and awaited together: on accelerators several, as in training
     "warmup_steps": 3,
     "input_batches": 20,
     "profile_steps": 0,

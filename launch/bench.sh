@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Times the networks of experiments/bench.py beside PyTorch's, one process a row, and writes the table.
 #
-#   launch/bench.sh [--alone] [--accelerator=cpu|cuda|tpu] [--results=DIR] [ROW...] [--config.bench.steps=20 ...]
+#   launch/bench.sh [--alone] [--large] [--accelerator=cpu|cuda|tpu] [--results=DIR] [ROW...] [--config.KEY=VALUE ...]
 #
 #   --alone       without PyTorch, which is then not installed
+#   --large       an accelerator's table: each row at 16 x 513 x 513 (16 x 512 x 512) and 8 x 1024 x 1024, bfloat16,
+#                 five steps a turn, PyTorch's network by torch.compile
 #   --results     where bench-<machine>-<date>.{json,md} go, experiments/results by default
-#   ROW           all of experiments/bench.py by default
+#   ROW           all of experiments/bench.py by default; NAME, or NAME@BATCHxSIDE
 #
 # What begins with --config goes to every row. JAXSEG_VENV=DIR names the environment; one that this project's scripts
 # did not make is taken as it is where it holds the pinned requirements. Each row's bench.json stays in runs/bench/ROW.
@@ -27,7 +29,7 @@ PEERS=(
 peer_of() {
   local pair
   for pair in "${PEERS[@]}"; do
-    if [[ "${pair%%:*}" == "$1" ]]; then
+    if [[ "${pair%%:*}" == "${1%%@*}" ]]; then
       printf '%s\n' "${pair#*:}"
       return
     fi
@@ -45,21 +47,39 @@ for path in sys.argv[1:]:
 PYTHON
 }
 
-accelerator=auto alone="" results="$REPOSITORY/experiments/results"
+# Prints a row at an accelerator's sizes. The U-Net of segmentation_models_pytorch takes multiples of 32.
+at_large_sizes() {
+  if [[ "$1" == *@* ]]; then
+    printf '%s\n' "$1"
+  elif [[ "$1" == unet_resnet34 ]]; then
+    printf '%s\n' "$1@16x512" "$1@8x1024"
+  else
+    printf '%s\n' "$1@16x513" "$1@8x1024"
+  fi
+}
+
+accelerator=auto alone="" large="" results="$REPOSITORY/experiments/results"
 rows=() arguments=()
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --alone) alone=yes ;;
+    --large) large=yes ;;
     --accelerator=*) accelerator="${1#*=}" ;;
     --results=*) results="${1#*=}" ;;
     --config.*=*) arguments+=("$1") ;;
-    -*) fail "$1 is not known; launch/bench.sh takes --alone, --accelerator=, --results=, --config.KEY=VALUE and rows." ;;
+    -*) fail "$1 is not known; it takes --alone, --large, --accelerator=, --results=, --config.KEY=VALUE and rows." ;;
     *) rows+=("$1") ;;
   esac
   shift
 done
 if [[ ${#rows[@]} -eq 0 ]]; then rows=("${PEERS[@]%%:*}"); fi
 for row in "${rows[@]}"; do peer_of "$row" >/dev/null; done
+if [[ -n "$large" ]]; then
+  named=("${rows[@]}") rows=()
+  while IFS= read -r row; do rows+=("$row"); done < <(for row in "${named[@]}"; do at_large_sizes "$row"; done)
+  arguments=(--config.train.compute_dtype=bfloat16 --config.bench.steps_a_turn=5 --config.bench.torch_compile=True
+    ${arguments[@]+"${arguments[@]}"})
+fi
 
 requirements=("$REPOSITORY/requirements.txt")
 if [[ -z "$alone" ]]; then requirements+=("$REPOSITORY/requirements-references.txt"); fi

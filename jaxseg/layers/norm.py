@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,10 +38,10 @@ class _Norm(nn.Module):
     options: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
-    def _normalized(
-        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool, rectify: bool = False
-    ) -> tuple[list[jax.Array], tuple[Moments | None, ...]]:
-        """Each piece normalised (and rectified), and the moments of each as far as they are known now."""
+    def _lines(
+        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
+    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...], tuple[Moments | None, ...]]:
+        """Factor and shift of each piece's `x * factor + shift`, the normalised x, and its moments where known now."""
         c = sum(piece.shape[-1] for piece in pieces)
         scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
@@ -62,8 +62,7 @@ class _Norm(nn.Module):
                 running = running_mean.value, running_var.value
                 running_mean.value, running_var.value = _moved(running, (mean, var), count, self.options.momentum)
         factor, shift = _line((mean, var), scale, bias, self.options.epsilon)
-        parts = zip(pieces, jnp.split(factor, cuts), jnp.split(shift, cuts), strict=True)
-        return [_on_line(x, f, s, self.dtype, rectify) for x, f, s in parts], moments
+        return tuple(jnp.split(factor, cuts)), tuple(jnp.split(shift, cuts)), moments
 
     def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
         """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
@@ -88,10 +87,68 @@ def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -
     return factor, bias - moments[0] * factor
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "rectify"))
-def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype, rectify: bool) -> jax.Array:
-    y = (x.astype(jnp.float32) * factor + shift).astype(dtype)
-    return nn.relu(y) if rectify else y
+@functools.partial(jax.jit, static_argnames="dtype")
+def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return (x.astype(jnp.float32) * factor + shift).astype(dtype)
+
+
+Arrays = tuple[jax.Array, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _rectified_stack(pieces: Arrays, factors: Arrays, shifts: Arrays, dtype: jnp.dtype) -> jax.Array:
+    """`relu(x * factor + shift)` of the pieces beside each other.
+
+    Its gradient is the one that JAX derives, but for the sums that are a factor's and a shift's. On a GPU these run
+    over the whole stack at once: a sum over 12 of 144 channels reads the others too, and leaves lanes without work
+    (16x513x513x144 bfloat16, H200, the whole gradient: 6.3 instead of 11.0 ms).
+    """
+    return _rectify(pieces, factors, shifts, dtype)[0]
+
+
+def _rectify(pieces: Arrays, factors: Arrays, shifts: Arrays, dtype: jnp.dtype) -> tuple[jax.Array, Arrays]:
+    """The rectified stack, and where each piece was above zero."""
+    lines = [_on_line(*of, dtype) for of in zip(pieces, factors, shifts, strict=True)]
+    # Rectified piece by piece: after the concatenation XLA's CPU would write both.
+    return jnp.concatenate([nn.relu(line) for line in lines], axis=-1), tuple(line > 0 for line in lines)
+
+
+def _rectify_forward(pieces: Arrays, factors: Arrays, shifts: Arrays, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    stack, above = _rectify(pieces, factors, shifts, dtype)
+    return stack, (pieces, factors, above, stack)
+
+
+def _rectify_backward(dtype: jnp.dtype, residuals: Any, g: jax.Array) -> tuple[Arrays, Arrays, Arrays]:
+    return lax.platform_dependent(*residuals, g, cuda=_gradients_of_whole, default=_gradients_of_pieces)
+
+
+def _gradients_of_pieces(
+    pieces: Arrays, factors: Arrays, above: Arrays, stack: jax.Array, g: jax.Array
+) -> tuple[Arrays, Arrays, Arrays]:
+    cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+    of_pieces, of_factors, of_shifts = [], [], []
+    for x, factor, positive, part in zip(pieces, factors, above, jnp.split(g, cuts, axis=-1), strict=True):
+        part = jnp.where(positive, part, jnp.zeros((), g.dtype)).astype(jnp.float32)
+        axes = tuple(range(part.ndim - 1))
+        of_pieces.append((part * factor).astype(x.dtype))
+        of_factors.append(jnp.sum(x.astype(jnp.float32) * part, axis=axes))
+        of_shifts.append(jnp.sum(part, axis=axes))
+    return tuple(of_pieces), tuple(of_factors), tuple(of_shifts)
+
+
+def _gradients_of_whole(
+    pieces: Arrays, factors: Arrays, above: Arrays, stack: jax.Array, g: jax.Array
+) -> tuple[Arrays, Arrays, Arrays]:
+    cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+    whole = jnp.where(stack > 0, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
+    axes = tuple(range(g.ndim - 1))
+    of_factor = jnp.sum(jnp.concatenate(pieces, axis=-1).astype(jnp.float32) * whole, axis=axes)
+    parts = zip(pieces, factors, jnp.split(whole, cuts, axis=-1), strict=True)
+    of_pieces = tuple((part * factor).astype(x.dtype) for x, factor, part in parts)
+    return of_pieces, tuple(jnp.split(of_factor, cuts)), tuple(jnp.split(jnp.sum(whole, axis=axes), cuts))
+
+
+_rectified_stack.defvjp(_rectify_forward, _rectify_backward)
 
 
 class BatchNorm(_Norm):
@@ -110,7 +167,8 @@ class BatchNorm(_Norm):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises `[*b, c]`; updates `batch_stats` where it is mutable and `train` is set."""
-        return self._normalized((x,), (None,), train)[0][0]
+        factors, shifts, _ = self._lines((x,), (None,), train)
+        return _on_line(x, factors[0], shifts[0], self.dtype)
 
 
 class Stack(NamedTuple):
@@ -156,9 +214,8 @@ class StackNorm(_Norm):
         Returns:
           `[*b, c1 + c2 + ..]`, and the stack with all moments; with those it had where the running ones are used.
         """
-        # Rectified piece by piece: after the concatenation XLA's CPU would write both.
-        pieces, moments = self._normalized(stack.pieces, stack.moments, train, rectify=True)
-        return jnp.concatenate(pieces, axis=-1), Stack(stack.pieces, moments)
+        factors, shifts, moments = self._lines(stack.pieces, stack.moments, train)
+        return _rectified_stack(stack.pieces, factors, shifts, self.dtype), Stack(stack.pieces, moments)
 
 
 @jax.jit

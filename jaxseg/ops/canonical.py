@@ -23,6 +23,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxseg.ops.phases import atrous_kernel_gradient
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
 
@@ -57,13 +58,17 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
 
-    def of(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]) -> jax.Array:
+    def of(cpu: Callable[..., jax.Array], default: Callable[..., jax.Array], **more: Any) -> jax.Array:
         ours, theirs = functools.partial(cpu, **options), functools.partial(default, **options)
-        return lax.platform_dependent(*residuals, g, cpu=ours, default=theirs)
+        return lax.platform_dependent(*residuals, g, cpu=ours, default=theirs, **more)
 
+    on_gpus = {}
+    if strides == (1, 1) and max(dilation) > 1:
+        at_rate: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
+        on_gpus["cuda"] = functools.partial(atrous_kernel_gradient, **at_rate)
     return (
         of(canonical_input_gradient, stock_input_gradient),
-        of(canonical_kernel_gradient, stock_kernel_gradient),
+        of(canonical_kernel_gradient, stock_kernel_gradient, **on_gpus),
     )
 
 

@@ -145,7 +145,9 @@ def _pointwise(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, preci
     if pads != ((0, 0), (0, 0)):
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
     if strides != (1, 1):
-        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, *strides, 1))
+        # The barrier keeps jaxlib 0.11.2's GPU compiler from fusing the slice into the product, which ends the process
+        # by a failed check for images of an odd size (triton_tiling_propagation.cc). CPUs fuse as without it.
+        x = lax.optimization_barrier(lax.slice(x, (0, 0, 0, 0), x.shape, (1, *strides, 1)))
     return pointwise(x, kernel[0, 0], precision)
 
 
@@ -162,7 +164,8 @@ def _depthwise_forward(
         stock_conv, strides=strides, pads=pads, dilation=dilation, groups=x.shape[-1], precision=precision
     )
     shifted = functools.partial(depthwise.depthwise_forward, strides=strides, pads=pads, dilation=dilation)
-    return lax.platform_dependent(x, kernel, cpu=shifted, default=stock)
+    on_gpus = {"cuda": functools.partial(shifted, apart=False)} if max(dilation) > 1 else {}
+    return lax.platform_dependent(x, kernel, cpu=shifted, default=stock, **on_gpus)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6), inline=True)
@@ -176,15 +179,22 @@ def _depthwise_backward(
         dx, dk = jax.vjp(forward, x, kernel)[1](g)
         return dx, dk
 
+    window: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation}
+
     def shifted(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        (h, w), (kh, kw) = x.shape[1:3], kernel.shape[:2]
-        dx = depthwise.depthwise_input_gradient(g, kernel, size=(h, w), strides=strides, pads=pads, dilation=dilation)
-        dk = depthwise.depthwise_kernel_gradient(
-            x, g, kernel_size=(kh, kw), strides=strides, pads=pads, dilation=dilation
-        )
+        kernel_size = (kernel.shape[0], kernel.shape[1])
+        dk = depthwise.depthwise_kernel_gradient(x, g, kernel_size=kernel_size, **window)
+        dx = depthwise.depthwise_input_gradient(g, kernel, size=(x.shape[1], x.shape[2]), **window)
         return dx, dk.astype(kernel.dtype)
 
-    return lax.platform_dependent(x, kernel, g, cpu=shifted, default=stock)
+    def by_sums(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel_size = (kernel.shape[0], kernel.shape[1])
+        dk = depthwise.depthwise_kernel_gradient_by_sums(x, g, kernel_size=kernel_size, **window)
+        dx = depthwise.depthwise_input_gradient(g, kernel, size=(x.shape[1], x.shape[2]), apart=False, **window)
+        return dx, dk.astype(kernel.dtype)
+
+    on_gpus = {"cuda": by_sums} if max(dilation) > 1 else {}
+    return lax.platform_dependent(x, kernel, g, cpu=shifted, default=stock, **on_gpus)
 
 
 def _depthwise_vjp_forward(

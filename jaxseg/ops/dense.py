@@ -1,4 +1,7 @@
-"""Dense convolution at stride 1 with a gradient of its own: on a CPU each part goes its way (`ops/lowering.py`)."""
+"""Dense convolution at stride 1 with a gradient of its own: on a CPU each part goes its way (`ops/lowering.py`).
+
+On NVIDIA GPUs the kernel gradient of larger rates does too (`ops/phases.py`).
+"""
 
 import functools
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from jaxseg.ops.canonical import (
     stock_kernel_gradient,
 )
 from jaxseg.ops.lowering import Lowering
+from jaxseg.ops.phases import atrous_kernel_gradient
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
 
@@ -97,12 +101,17 @@ def _vjp_backward(
         "shifts": functools.partial(thin.kernel_gradient_by_shifts, **options),
         "xla": functools.partial(canonical_kernel_gradient, **options),
     }
+    on_gpus = {"cuda": functools.partial(atrous_kernel_gradient, **options)} if max(dilation) > 1 else {}
     return (
         lax.platform_dependent(
             *residuals, g, cpu=of_image[chosen.image], default=functools.partial(stock_input_gradient, **options)
         ),
         lax.platform_dependent(
-            *residuals, g, cpu=of_kernel[chosen.kernel], default=functools.partial(stock_kernel_gradient, **options)
+            *residuals,
+            g,
+            cpu=of_kernel[chosen.kernel],
+            default=functools.partial(stock_kernel_gradient, **options),
+            **on_gpus,
         ),
     )
 

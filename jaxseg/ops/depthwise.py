@@ -1,4 +1,4 @@
-"""Depthwise convolution as shifted multiply-adds, with its own gradient: the lowering for CPUs.
+"""Depthwise convolution as shifted multiply-adds, with its own gradient: the lowering for CPUs, and of rates for GPUs.
 
 Stock XLA lowers a depthwise convolution on a CPU to a loop without vectors. Here each kernel tap is one multiply-add of
 a shifted slice with a row of C weights, which XLA fuses into one vectorised loop over the output.
@@ -13,6 +13,12 @@ Milliseconds on two cores, float32, kernel 3x3, best of 5, forward / weight grad
 
 Weight gradient at 2x64x64x256: nine reductions 48 ms, nine einsum 53, ones @ product 64, loop over the rows with nine
 accumulators of [b, w, c] 4.5. Only the last one runs through the data in memory order.
+
+On an H200 cuDNN's routines are the quicker ones at rate 1, but not at others, where a kernel gradient is a sum a tap.
+Milliseconds, bfloat16, forward / image's / kernel gradient, 16x33x33x320 at rate 12: 0.251 / 0.251 / 0.435 by XLA's
+convolution, 0.048 / 0.076 / 0.125 here (padding written by itself: 0.063 / 0.076; the loop over rows 0.648); at rate 1
+16x129x129x144: 0.083 / 0.080 / 0.113 and 0.210 / 0.192 / 0.588; 16x33x33x960: 0.154 / 0.078 / 0.071 and
+0.094 / 0.112 / 0.225.
 """
 
 import jax
@@ -23,18 +29,23 @@ Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
 
-def _pad(x: jax.Array, pads: Pads) -> jax.Array:
+def _pad(x: jax.Array, pads: Pads, apart: bool = True) -> jax.Array:
     """Zero-pads (or crops, where negative) h and w of `[b, h, w, c]` and keeps the result apart.
 
     Without the barrier XLA fuses the padding, and whatever made `x`, into each of the taps: it would be computed nine
-    times, and the padding's select keeps the loop from being vectorised.
+    times, and the padding's select keeps the loop from being vectorised. On a GPU the copy would cost more.
     """
     zero = jnp.zeros((), x.dtype)
     config = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
-    return lax.optimization_barrier(lax.pad(x, zero, config))
+    if apart:
+        return lax.optimization_barrier(lax.pad(x, zero, config))
+    # What made x is computed once all the same.
+    return lax.pad(lax.optimization_barrier(x), zero, config)
 
 
-def depthwise_forward(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, dilation: Pair) -> jax.Array:
+def depthwise_forward(
+    x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, dilation: Pair, apart: bool = True
+) -> jax.Array:
     """`y[b, o, p, c] = sum_ij kernel[i, j, 0, c] x[b, s o + d i - lo, s p + d j - lo, c]`, summed in float32.
 
     Args:
@@ -43,12 +54,13 @@ def depthwise_forward(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: P
       strides: rows, columns.
       pads: (before, after) for rows and for columns.
       dilation: rows, columns.
+      apart: the padded image is written by itself.
 
     Returns:
       `[b, h', w', c]` of x's dtype.
     """
     kh, kw = kernel.shape[:2]
-    padded = _pad(x, pads)
+    padded = _pad(x, pads, apart)
     b, hp, wp, c = padded.shape
     (sh, sw), (dh, dw) = strides, dilation
     oh, ow = (hp - (kh - 1) * dh - 1) // sh + 1, (wp - (kw - 1) * dw - 1) // sw + 1
@@ -63,7 +75,14 @@ def depthwise_forward(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: P
 
 
 def depthwise_input_gradient(
-    g: jax.Array, kernel: jax.Array, *, size: Pair, strides: Pair, pads: Pads, dilation: Pair
+    g: jax.Array,
+    kernel: jax.Array,
+    *,
+    size: Pair,
+    strides: Pair,
+    pads: Pads,
+    dilation: Pair,
+    apart: bool = True,
 ) -> jax.Array:
     """The gradient of `depthwise_forward` with respect to x: shifted multiply-adds with the flipped kernel.
 
@@ -75,6 +94,7 @@ def depthwise_input_gradient(
       kernel: `[kh, kw, 1, c]`.
       size: h, w of x.
       strides, pads, dilation: those of the forward call.
+      apart: the padded cotangent is written by itself.
 
     Returns:
       `[b, h, w, c]` of g's dtype.
@@ -85,7 +105,7 @@ def depthwise_input_gradient(
     hp, wp = size[0] + sum(pads[0]), size[1] + sum(pads[1])
     uh, uw = -(-hp // sh), -(-wp // sw)
     top, left = (kh - 1) * dh // sh, (kw - 1) * dw // sw
-    padded = _pad(g, ((top, uh - oh), (left, uw - ow)))
+    padded = _pad(g, ((top, uh - oh), (left, uw - ow)), apart)
     weights = kernel.astype(jnp.float32)
 
     def phase(a: int, e: int) -> jax.Array:
@@ -145,3 +165,20 @@ def depthwise_kernel_gradient(
     sums = lax.fori_loop(0, oh, body, (zeros,) * (kh * kw))
     # One sum, not one a tap: XLA reads a program from the compilation cache in a time that grows with their number.
     return jnp.sum(jnp.stack(sums), axis=(1, 2)).reshape(kh, kw, 1, c)
+
+
+def depthwise_kernel_gradient_by_sums(
+    x: jax.Array, g: jax.Array, *, kernel_size: Pair, strides: Pair, pads: Pads, dilation: Pair
+) -> jax.Array:
+    """As `depthwise_kernel_gradient`, each tap a sum over all pixels: the form that suits a GPU."""
+    kh, kw = kernel_size
+    b, oh, ow, c = g.shape
+    (sh, sw), (dh, dw) = strides, dilation
+    padded, wide = _pad(x, pads, apart=False), g.astype(jnp.float32)
+    sums = []
+    for i in range(kh):
+        for j in range(kw):
+            start, stop = (i * dh, j * dw), (i * dh + (oh - 1) * sh + 1, j * dw + (ow - 1) * sw + 1)
+            tap = lax.slice(padded, (0, *start, 0), (b, *stop, c), (1, sh, sw, 1))
+            sums.append(jnp.sum(tap.astype(jnp.float32) * wide, axis=(0, 1, 2)))
+    return jnp.stack(sums).reshape(kh, kw, 1, c)

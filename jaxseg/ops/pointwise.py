@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.stock_conv import stock_conv
+
 # Pixels an image from which one product an image beats a single one, whose left side XLA first transposes.
 LARGE_IMAGE_PX = 2048
 
@@ -60,6 +62,7 @@ def _backward(precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Arr
         x,
         g,
         cpu=_matrix_gradient_cpu,
+        cuda=functools.partial(_matrix_gradient_cuda, precision=precision),
         default=functools.partial(_matrix_gradient, precision=precision),
     )
     return _product(g, matrix, 1, precision), gradient.astype(matrix.dtype)
@@ -69,6 +72,18 @@ def _matrix_gradient(x: jax.Array, g: jax.Array, *, precision: Any = None) -> ja
     """`[c, n]` float32: one product over all pixels."""
     axes = (tuple(range(x.ndim - 1)),) * 2
     return lax.dot_general(x, g, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _matrix_gradient_cuda(x: jax.Array, g: jax.Array, *, precision: Any = None) -> jax.Array:
+    """As `_matrix_gradient`; of 16-bit numbers as a convolution's kernel gradient, which cuDNN has a routine for.
+
+    XLA splits the long sum of a product into parts and first copies both sides, padded to a number that they divide.
+    """
+    if x.dtype.itemsize != 2:
+        return _matrix_gradient(x, g, precision=precision)
+    kernel = jax.ShapeDtypeStruct((1, 1, x.shape[-1], g.shape[-1]), x.dtype)
+    transposed = jax.linear_transpose(lambda kernel: stock_conv(x, kernel, precision=precision), kernel)
+    return transposed(g)[0][0, 0].astype(jnp.float32)
 
 
 def _matrix_gradient_cpu(x: jax.Array, g: jax.Array) -> jax.Array:

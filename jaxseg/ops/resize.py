@@ -10,6 +10,8 @@ from jax import lax
 
 ALIGNMENTS = ("half_pixel", "align_corners")
 METHODS = ("bilinear", "nearest")
+# The gradient on a GPU gathers at most so many outputs an input and axis (enlarging 15 times); then it is products.
+MAX_GATHERED = 32
 
 
 def source_positions(length: int, size: int, *, alignment: str) -> np.ndarray:
@@ -115,7 +117,7 @@ def _forward(x: jax.Array, size: tuple[int, int], alignment: str, method: str) -
         rows = jnp.einsum("oh,bhwc->bowc", _matrix(h, size[0], alignment, method), x, precision="highest")
         return jnp.einsum("pw,bowc->bopc", _matrix(w, size[1], alignment, method), rows, precision="highest")
 
-    return lax.platform_dependent(x, cpu=gather, default=products)
+    return lax.platform_dependent(x, cpu=gather, cuda=gather, default=products)
 
 
 def _mix(low: jax.Array, high: jax.Array, weight: np.ndarray) -> jax.Array:
@@ -143,7 +145,33 @@ def _vjp_backward(
         y = _each(rows.T, g.reshape(b, size[0], size[1] * c))
         return _each(columns.T, y.reshape(b * h, size[1], c)).reshape(b, h, w, c)
 
-    return (lax.platform_dependent(g, cpu=product_an_image, default=products),)
+    def gather(g: jax.Array) -> jax.Array:
+        # As in the forward pass, the barrier keeps the first pass from being computed anew for each of its readers.
+        return _gathered(lax.optimization_barrier(_gathered(g, rows, 1)), columns, 2)
+
+    few = max(_longest(rows), _longest(columns)) <= MAX_GATHERED
+    on_gpus = {"cuda": gather} if few else {}
+    return (lax.platform_dependent(g, cpu=product_an_image, default=products, **on_gpus),)
+
+
+def _longest(matrix: np.ndarray) -> int:
+    """The most outputs that an input has a part in."""
+    return int(np.count_nonzero(matrix, axis=0).max())
+
+
+def _gathered(g: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """`matrix.T` along an axis, as a sum of the outputs that each input has a part in: they lie beside each other."""
+    outputs, inputs = matrix.shape
+    number = _longest(matrix)
+    first = np.minimum(np.argmax(matrix != 0, axis=0), outputs - number)
+    shape = [inputs if a == axis else 1 for a in range(g.ndim)]
+    total = None
+    for i in range(number):
+        weight = matrix[first + i, np.arange(inputs)].reshape(shape)
+        part = jnp.take(g, first + i, axis=axis, mode="clip") * weight
+        total = part if total is None else total + part
+    assert total is not None  # every matrix has an output
+    return total
 
 
 def _each(matrix: np.ndarray, x: jax.Array) -> jax.Array:

@@ -63,6 +63,30 @@ def test_one_row_alone_with_options(checkout):
     assert arguments_of(calls[1])[2:] == [str(checkout.parent / "caller" / "out"), "runs/bench/tiramisu56"]
 
 
+def test_an_accelerators_table(with_references):
+    process, calls = bench(with_references, "--large", "unet_resnet34", "tiramisu56@4x256", "deeplab_v3_resnet50")
+    assert process.returncode == 0, process.stderr
+    rows = ["unet_resnet34@16x512", "unet_resnet34@8x1024", "tiramisu56@4x256"]
+    rows += ["deeplab_v3_resnet50@16x513", "deeplab_v3_resnet50@8x1024"]
+    options = ["train.compute_dtype=bfloat16", "bench.steps_a_turn=5", "bench.torch_compile=True"]
+    for line, row in zip(calls[:-1], rows, strict=True):
+        flags = [f"--config=experiments/bench.py:{row}", f"--against={ROWS[row.split('@')[0]]}"]
+        flags += [f"--workdir=runs/bench/{row}", *(f"--config.{option}" for option in options)]
+        assert arguments_of(line)[3:] == flags
+    assert arguments_of(calls[-1])[3:] == [f"runs/bench/{row}" for row in rows]
+
+
+def test_the_size_of_a_row():
+    from experiments.bench import get_config
+
+    config = get_config("deeplab_v3plus_xception65@3x65")
+    assert (config.train.batch_size, config.data.crop_size_px, config.bench.parts) == (3, (65, 65), ("inference",))
+    assert get_config("tiramisu56").train.batch_size == 3
+    for wrong in ("tiramisu56@3", "tiramisu56@3x", "unet", "tiramisu56@3x65x65"):
+        with pytest.raises(ValueError, match="@BATCHxSIDE"):
+            get_config(wrong)
+
+
 def test_a_row_that_fails_does_not_keep_the_others_from_running(with_references):
     (with_references.parent / "failing").write_text("bench.py:tiramisu56")
     process, calls = bench(with_references, "tiramisu56", "unet_resnet34")

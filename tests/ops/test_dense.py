@@ -90,7 +90,8 @@ def routed(c=64, n=64, h=12, w=11):
 
 
 def test_each_platform_gets_its_lowering():
-    """Rate 5 on 12 x 11 pixels: products on the CPU, XLA's convolution elsewhere; rate 1 is XLA's on every platform."""
+    """Rate 5 on 12 x 11 pixels: products on the CPU, of the kernel gradient on GPUs too, XLA's convolution elsewhere;
+    rate 1 is XLA's on every platform."""
     x, kernel, g = routed()
 
     def lowered(rate, platform):
@@ -99,9 +100,9 @@ def test_each_platform_gets_its_lowering():
 
     text = lowered(5, "cpu")
     assert "stablehlo.convolution" not in text and text.count("stablehlo.dot_general") == 27
-    for rate, platform in ((5, "tpu"), (5, "cuda"), (1, "cpu")):
+    for rate, platform, products in ((5, "tpu", 0), (5, "cuda", 9), (1, "cuda", 0), (1, "cpu", 0)):
         text = lowered(rate, platform)
-        assert "stablehlo.convolution" in text and "stablehlo.dot_general" not in text
+        assert "stablehlo.convolution" in text and text.count("stablehlo.dot_general") == products
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from jaxseg.core.mesh import make_mesh
 from jaxseg.ops.conv import conv
 from jaxseg.tools.bench import collect, device, mode, peers
 from jaxseg.tools.bench.clock import Timing, alternate, ratios
-from jaxseg.tools.bench.program import compile_program
+from jaxseg.tools.bench.program import lower_program, plain_flops
 from jaxseg.tools.bench.summary import bench_markdown, bench_text, in_bytes, in_seconds
 from tests.conftest import CACHE, REPOSITORY
 
@@ -42,8 +42,8 @@ def tiny_config(**bench):
 @pytest.fixture
 def small(monkeypatch):
     """Rates of the device from small arrays: they are slow to measure and not what is tested here."""
-    monkeypatch.setattr(device, "MATRIX_SIDES", (64,))
-    monkeypatch.setattr(device, "COPY_BYTES", (4096,))
+    monkeypatch.setattr(device, "CPU_MATRIX_SIDES", (64,))
+    monkeypatch.setattr(device, "CPU_COPY_BYTES", (4096,))
 
 
 class FakePeer:
@@ -52,11 +52,17 @@ class FakePeer:
     def __init__(self, parameters=PARAMETERS):
         self.parameters, self.calls = parameters, []
 
+    def prepare(self, parts):
+        self.calls.append("prepare")
+
     def train_step(self):
         self.calls.append("train")
 
     def inference(self):
         self.calls.append("inference")
+
+    def wait(self):
+        self.calls.append("wait")
 
     def facts(self):
         return {"versions": {"fake": "1.0"}, "parameters": self.parameters}
@@ -102,7 +108,8 @@ def test_one_step_has_no_spread():
 
 def test_flops_and_memory_of_a_known_product():
     a, b = jax.ShapeDtypeStruct((32, 48), jnp.float32), jax.ShapeDtypeStruct((48, 16), jnp.float32)
-    program = compile_program(jax.jit(lambda a, b: a @ b), a, b)
+    product = jax.jit(lambda a, b: a @ b)
+    program = lower_program(product, a, b, flops=plain_flops(product, a, b))()
     assert program.flops == 2 * 32 * 48 * 16
     memory = program.memory
     assert memory["arguments"] == 4 * (32 * 48 + 48 * 16) and memory["outputs"] == 4 * 32 * 16
@@ -112,14 +119,14 @@ def test_flops_and_memory_of_a_known_product():
 
 def test_what_is_donated_is_not_counted_twice():
     a = jax.ShapeDtypeStruct((1024,), jnp.float32)
-    memory = compile_program(jax.jit(lambda a: a + 1, donate_argnums=0), a).memory
+    memory = lower_program(jax.jit(lambda a: a + 1, donate_argnums=0), a, flops=1.0)().memory
     assert memory["aliased"] == 4096 and memory["total"] == 4096 + memory["temporary"]
 
 
 def test_flops_are_those_of_the_convolution_whatever_its_lowering():
     x, kernel = jax.ShapeDtypeStruct((2, 8, 9, 32), jnp.float32), jax.ShapeDtypeStruct((3, 3, 1, 32), jnp.float32)
-    program = compile_program(jax.jit(lambda x, k: conv(x, k, groups=32)), x, kernel)
-    assert program.flops == 2 * 2 * (3 * 8 - 2) * (3 * 9 - 2) * 32
+    flops = plain_flops(jax.jit(lambda x, k: conv(x, k, groups=32)), x, kernel)
+    assert flops == 2 * 2 * (3 * 8 - 2) * (3 * 9 - 2) * 32
 
 
 def test_rates_of_the_device(small):
@@ -152,7 +159,7 @@ def test_a_bench_beside_a_peer(small, monkeypatch, tmp_path, capsys):
     peer = with_peer(monkeypatch, FakePeer())
     assert mode.bench_mode(tiny_config(), tmp_path / "row", against="smp") == 0
     result = json.loads((tmp_path / "row" / "bench.json").read_text())
-    assert peer.calls == ["train"] * 5 + ["inference"] * 5
+    assert peer.calls == ["prepare"] + ["train", "wait"] * 5 + ["inference", "wait"] * 5
     assert result["parameters"] == PARAMETERS and "note" not in result["peer"]
     # Forward and both gradients but the image's; and a few operations a pixel besides.
     check_part(result["inference"], result["device"], BATCH * CONVOLUTION_FLOPS)

@@ -24,6 +24,10 @@ class Timing:
         """Median of the wall clock's seconds."""
         return statistics.median(self.seconds)
 
+    def a_step(self, number: int) -> "Timing":
+        """The times of one of the `number` steps that a turn was."""
+        return Timing(tuple(t / number for t in self.seconds), tuple(t / number for t in self.cpu_seconds))
+
     def to_json(self) -> dict[str, Any]:
         """`median`, `min`, `quartiles` (lower, upper), `cpu_median`, `cpu_min` in seconds, and how many `steps`."""
         if len(self.seconds) > 1:

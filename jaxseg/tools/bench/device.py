@@ -14,8 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 ENOUGH_SECONDS = 0.05
 REPEATS = 5
-MATRIX_SIDES = (1024, 2048, 4096, 8192, 16384)
-COPY_BYTES = tuple(2**n for n in range(26, 33))
+CPU_MATRIX_SIDES = (1024, 2048, 4096, 8192)
+MATRIX_SIDES = (8192, 16384)  # of accelerators; each new side is compiled, on a GPU with a search for the best kernel
+CPU_COPY_BYTES = tuple(2**n for n in range(26, 32))
+COPY_BYTES = (2**30, 2**32)
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
@@ -54,19 +56,28 @@ def quickest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return one | {name: max(one[name], other[name]) for name in rates}
 
 
+@functools.cache
+def _matrix_programs(sharding: NamedSharding) -> tuple[Any, Any]:
+    """What fills `[devices, n, n]` at random, and the product; kept, so that a second call compiles nothing."""
+    fill = jax.jit(
+        lambda shape, dtype: jax.random.normal(jax.random.key(0), shape, dtype),
+        static_argnums=(0, 1),
+        out_shardings=sharding,
+    )
+    return fill, jax.jit(lambda a, b: a @ b, out_shardings=sharding)
+
+
 def matrix_rate(mesh: Mesh, dtype: jnp.dtype, *, enough_seconds: float = ENOUGH_SECONDS) -> tuple[int, float, float]:
     """Side n, FLOP/s and FLOP per second of processor time of a product of n x n matrices on every device at once.
 
     `2 n^3 devices / seconds`. The side doubles until a product takes `enough_seconds`; the best of five calls counts,
-    since this stands for what the device can do at most. Default precision, that is, what the network's convolutions
-    get (TF32 on some GPUs).
+    since this stands for what the device can do at most. Random numbers: a GPU multiplies constants more quickly, as
+    they take less power. Default precision, that is, what the network's convolutions get (TF32 on some GPUs).
     """
     devices = mesh.devices.size
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    product = jax.jit(lambda a, b: a @ b, out_shardings=sharding)
-    for side in MATRIX_SIDES:
-        fill = jax.jit(functools.partial(jnp.full, (devices, side, side), 0.5, dtype), out_shardings=sharding)
-        a = fill()
+    fill, product = _matrix_programs(NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    for side in CPU_MATRIX_SIDES if _on_cpu(mesh) else MATRIX_SIDES:
+        a = fill((devices, side, side), dtype)
         seconds, cpu_seconds = _best(functools.partial(product, a, a))
         if seconds >= enough_seconds:
             break
@@ -74,18 +85,27 @@ def matrix_rate(mesh: Mesh, dtype: jnp.dtype, *, enough_seconds: float = ENOUGH_
     return side, flops / seconds, flops / cpu_seconds
 
 
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+@functools.cache
+def _triad_programs(sharding: NamedSharding) -> tuple[Any, Any]:
+    """What fills `[devices, n]` with ones, and `a <- 0.5 a + b`."""
+    fill = jax.jit(lambda shape: jnp.ones(shape, jnp.float32), static_argnums=0, out_shardings=sharding)
+    return fill, jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0, out_shardings=sharding)
+
+
 def memory_bandwidth(mesh: Mesh, *, enough_seconds: float = ENOUGH_SECONDS) -> tuple[int, float]:
     """Bytes of an array a device, and bytes/s of `a <- 0.5 a + b` over all devices: two arrays read, one written.
 
     The written array takes the place of `a`, so that no new memory is asked for. The arrays grow until a pass takes
-    `enough_seconds`, at least 64 MiB each, beyond the caches of most machines.
+    `enough_seconds`, from 64 MiB on a CPU and 1 GiB elsewhere, beyond the caches of most machines.
     """
     devices = mesh.devices.size
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    triad = jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0, out_shardings=sharding)
-    for size in COPY_BYTES:
-        fill = jax.jit(functools.partial(jnp.ones, (devices, size // 4), jnp.float32), out_shardings=sharding)
-        kept, b = [fill()], fill()
+    fill, triad = _triad_programs(NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    for size in CPU_COPY_BYTES if _on_cpu(mesh) else COPY_BYTES:
+        kept, b = [fill((devices, size // 4))], fill((devices, size // 4))
 
         def turn(kept: list[jax.Array] = kept, b: jax.Array = b) -> jax.Array:
             kept[0] = triad(kept[0], b)

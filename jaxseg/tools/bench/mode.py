@@ -1,5 +1,6 @@
 """`--mode=bench`: times the run's own train step and inference, writes bench.json and prints a table."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jaxseg.core.names import close_matches
 from jaxseg.tools.bench.clock import Timing, alternate, ratios
 from jaxseg.tools.bench.device import measure_device, peak_bytes_in_use, process_peak_bytes, quickest
 from jaxseg.tools.bench.input import measure_input
-from jaxseg.tools.bench.peers import make_peer
+from jaxseg.tools.bench.peers import Peer, make_peer
 from jaxseg.tools.bench.profile import profile
 from jaxseg.tools.bench.program import InferenceWork, Program, TrainWork, random_batch
 from jaxseg.tools.bench.summary import bench_text
@@ -56,38 +57,69 @@ def bench(config: Any, *, against: str = "none") -> dict[str, Any]:
     run = make_run(config, open_data=False)
     training, batch = make_training(run), random_batch(run)
     parameters = sum(x.size for x in jax.tree.leaves(training.abstract.params))
-    peer = make_peer(against, config, run, batch)
-    dtype = COMPUTE_DTYPES[config.train.compute_dtype]
-    device = measure_device(run.mesh, dtype)
     result: dict[str, Any] = {
         "made_with": versions(),
         "settings": settings_of(config, run, against),
         "parameters": parameters,
     }
+    train = TrainWork(run, training, batch) if {"train", "input"} & set(parts) else None
+    inference = InferenceWork(run, training, batch) if "inference" in parts else None
+    peer = make_peer(against, config, run, batch)
+    for work in (train, inference):
+        if work:
+            work.compile()
+    if inference and not train:
+        inference.variables = place_state(training.first_state(run.read_weights()), run.mesh).variables()
     if peer:
         result["peer"] = peer.facts() | parameter_difference(parameters, peer.parameters)
-    train = TrainWork(run, training, batch) if {"train", "input"} & set(parts) else None
-    measured: dict[str, tuple[Program, dict[str, Timing]]] = {}
+        peer.prepare(parts)
+    return result | measure(config, run, Works(train, inference, peer), parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Works:
+    """What is timed: our two parts, where they are wanted, and the peer."""
+
+    train: TrainWork | None
+    inference: InferenceWork | None
+    peer: Peer | None
+
+
+def measure(config: Any, run: Run, works: Works, parts: tuple[str, ...]) -> dict[str, Any]:
+    """Turns, and the devices' rates before and after them.
+
+    Args:
+      config, run: the run's.
+      works: what is timed, compiled.
+      parts: those of the config.
+    """
+    train, inference, peer = works.train, works.inference, works.peer
+    dtype = COMPUTE_DTYPES[config.train.compute_dtype]
+    before = measure_device(run.mesh, dtype)
+    result: dict[str, Any] = {}
     profiles: dict[str, Any] = {}
+    measured: dict[str, tuple[Program, dict[str, Timing]]] = {}
     if "train" in parts and train:
-        train()
+        train.step()
+        train.wait()
         result["memory"] = memory_in_use(run)
-        measured["train"] = train.program, take_turns(config, train, peer.train_step if peer else None)
+        measured["train"] = train.program, take_turns(config, train, peer.train_step if peer else None, peer)
         profiles["train"] = profiled(config, train)
-    state = train.state if train else place_state(training.first_state(run.read_weights()), run.mesh)
-    if "inference" in parts:
-        inference = InferenceWork(run, state.variables(), batch["image"])
-        measured["inference"] = inference.program, take_turns(config, inference, peer.inference if peer else None)
+    if inference:
+        if train:
+            inference.variables = train.state.variables()
+        turns = take_turns(config, inference, peer.inference if peer else None, peer)
+        measured["inference"] = inference.program, turns
         profiles["inference"] = profiled(config, inference)
     # Once more: another program on the machine makes a rate smaller, never larger.
-    result["device"] = device = quickest(device, measure_device(run.mesh, dtype))
+    result["device"] = device = quickest(before, measure_device(run.mesh, dtype))
     for part, (program, timings) in measured.items():
         result[part] = figures(program, timings, device, batch_size=config.train.batch_size)
         result[part] |= profiles[part]
     if train and "train" in parts:
         result["train"]["loss"] = train.loss
     if train and "input" in parts:
-        result["input"] = measure_input(config, train.program.compiled, state)
+        result["input"] = measure_input(config, train.program.compiled, train.state)
     return result
 
 
@@ -103,7 +135,8 @@ def check_options(config: Any) -> tuple[str, ...]:
             raise JaxsegError(f"config.bench.parts: {part!r} does not exist. {close_matches(part, PARTS)}")
     if not parts:
         raise JaxsegError(f"config.bench.parts is empty; give some of {', '.join(PARTS)}.")
-    for key, least in (("steps", 1), ("warmup_steps", 0), ("input_batches", 1), ("profile_steps", 0)):
+    least_of = {"steps": 1, "steps_a_turn": 1, "warmup_steps": 0, "input_batches": 1, "profile_steps": 0}
+    for key, least in least_of.items():
         if options[key] < least:
             raise JaxsegError(f"config.bench.{key} = {options[key]} must be at least {least}.")
     return parts
@@ -127,16 +160,42 @@ def settings_of(config: Any, run: Run, against: str) -> dict[str, Any]:
     }
 
 
-def take_turns(config: Any, ours: Callable[[], Any], theirs: Callable[[], Any] | None) -> dict[str, Timing]:
-    """Our work, in turn with the peer's where there is one."""
-    works = {OURS: ours} | ({THEIRS: theirs} if theirs else {})
-    return alternate(works, steps=config.bench.steps, warmup_steps=config.bench.warmup_steps)
+def take_turns(
+    config: Any, ours: TrainWork | InferenceWork, theirs: Callable[[], Any] | None, peer: Peer | None
+) -> dict[str, Timing]:
+    """Our work, in turn with the peer's where there is one; the times are those of a step.
+
+    Args:
+      config: of the run; a turn is `bench.steps_a_turn` steps, after which there is a wait for their results.
+      ours: our part.
+      theirs: begins a step of the peer's.
+      peer: waits for it.
+    """
+    number = config.bench.steps_a_turn
+    works = {OURS: several(ours.step, ours.wait, number)}
+    if theirs and peer:
+        works[THEIRS] = several(theirs, peer.wait, number)
+    timings = alternate(works, steps=config.bench.steps, warmup_steps=config.bench.warmup_steps)
+    return {name: timing.a_step(number) for name, timing in timings.items()}
+
+
+def several(step: Callable[[], Any], wait: Callable[[], Any], number: int) -> Callable[[], None]:
+    """A call that begins `number` steps, one after the other as the train loop does, and waits once."""
+
+    def call() -> None:
+        for _ in range(number):
+            step()
+        wait()
+
+    return call
 
 
 def profiled(config: Any, work: TrainWork | InferenceWork) -> dict[str, Any]:
     """`profile` where the config asks for its steps."""
     steps = config.bench.profile_steps
-    return {"profile": profile(work, work.program.compiled.as_text(), steps)} if steps else {}
+    if not steps:
+        return {}
+    return {"profile": profile(several(work.step, work.wait, 1), work.program.compiled.as_text(), steps)}
 
 
 def figures(program: Program, timings: dict[str, Timing], device: dict[str, Any], *, batch_size: int) -> dict[str, Any]:

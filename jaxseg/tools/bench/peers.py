@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class Peer:
         self._device = torch.device("cuda" if on_gpu else "cpu")
         if on_gpu:  # as JAX does by default
             torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
         self._network = network.to(self._device, memory_format=torch.channels_last)
         self.parameters = sum(p.numel() for p in network.parameters())
         self._package, self._on_gpu = package, on_gpu
@@ -83,7 +84,12 @@ class Peer:
         placed = torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))).to(self._device)
         self._image = placed.contiguous(memory_format=torch.channels_last)
         self._label = torch.from_numpy(label.astype(np.int64)).to(self._device)
-        self.loss = float("nan")
+        self._loss: Any = float("nan")
+
+    @property
+    def loss(self) -> float:
+        """Of the last train step."""
+        return float(self._loss)
 
     def facts(self) -> dict[str, Any]:
         """Package and versions, parameters, threads, and how it runs."""
@@ -98,8 +104,23 @@ class Peer:
             "torch_compile": self._compiled,
         }
 
+    def prepare(self, parts: Collection[str]) -> None:
+        """On a GPU one call of each part, which `torch.compile` compiles; in later ones cuDNN looks for its best.
+
+        XLA's compiler searches as well, so that neither side is left with a guess.
+        """
+        if not self._on_gpu:
+            return
+        if "train" in parts:
+            self.train_step()
+        if "inference" in parts:
+            self.inference()
+        self.wait()
+        self._torch.backends.cudnn.benchmark = True
+        self._torch.cuda.empty_cache()
+
     def train_step(self) -> None:
-        """Forward, cross-entropy over the logits at the image's size, backward, update."""
+        """Forward, cross-entropy over the logits at the image's size, backward, update; a GPU has to be awaited."""
         entropy = self._torch.nn.functional.cross_entropy
         self._network.train()
         with self._autocast():
@@ -111,22 +132,21 @@ class Peer:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
-        self._wait()
-        self.loss = float(loss.detach())
+        self._loss = loss.detach()
 
     def inference(self) -> None:
-        """Logits of the batch."""
+        """Logits of the batch; a GPU has to be awaited."""
         self._network.eval()
         with self._torch.inference_mode(), self._autocast():
             self._call(self._image)
-        self._wait()
 
     def _autocast(self) -> Any:
         if not self._half:
             return contextlib.nullcontext()
         return self._torch.autocast(self._device.type, dtype=self._torch.bfloat16)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Returns when all that was begun is done."""
         if self._on_gpu:
             self._torch.cuda.synchronize()
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxseg.core.mesh import batch_sharding, put_batch
+from jaxseg.core.errors import JaxsegError
+from jaxseg.core.mesh import batch_sharding, make_mesh, put_batch
 from jaxseg.core.types import Batch
-from jaxseg.train.run import Run, Training
+from jaxseg.train.run import Run, Training, make_training
 from jaxseg.train.state import TrainState, place_state, placed_shapes, state_shardings
 
 # No lowering of ours is written for this platform, so that its program holds each convolution as what it is.
@@ -45,25 +48,75 @@ class Program:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "compiled"}
 
 
-def compile_program(function: Any, *arguments: Any) -> Program:
-    """Lowers and compiles a jitted function for these arguments, arrays or their shapes with shardings."""
+def lower_program(function: Any, *arguments: Any, flops: float) -> Callable[[], Program]:
+    """Traces and lowers a jitted function for these arguments, arrays or their shapes with shardings.
+
+    Tracing is the host's work; compiling for an accelerator runs candidates of kernels on it and times them.
+
+    Args:
+      function, arguments: what to lower.
+      flops: of `plain_flops`.
+
+    Returns:
+      What compiles it.
+    """
     began = time.perf_counter()
-    traced = function.trace(*arguments)
-    lowered = traced.lower()
-    lowered_at = time.perf_counter()
-    compiled = lowered.compile()
-    compiled_at = time.perf_counter()
-    plain = traced.lower(lowering_platforms=(PLAIN_PLATFORM,)).cost_analysis() or {}
-    cost = compiled.cost_analysis() or {}
-    return Program(
-        compiled=compiled,
-        lower_seconds=lowered_at - began,
-        compile_seconds=compiled_at - lowered_at,
-        flops=float(plain.get("flops", 0.0)),
-        flops_compiled=float(cost.get("flops", 0.0)),
-        bytes_accessed=float(cost.get("bytes accessed", 0.0)),
-        memory=memory_of(compiled),
-    )
+    lowered = function.trace(*arguments).lower()
+    lower_seconds = time.perf_counter() - began
+
+    def compile_lowered() -> Program:
+        began = time.perf_counter()
+        compiled = lowered.compile()
+        compile_seconds = time.perf_counter() - began
+        cost = compiled.cost_analysis() or {}
+        return Program(
+            compiled=compiled,
+            lower_seconds=lower_seconds,
+            compile_seconds=compile_seconds,
+            flops=flops,
+            flops_compiled=float(cost.get("flops", 0.0)),
+            bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+            memory=memory_of(compiled),
+        )
+
+    return compile_lowered
+
+
+def plain_flops(function: Any, *arguments: Any) -> float:
+    """XLA's count of a function that is jitted for CPUs, which alone count before they compile; see `Program.flops`."""
+    counted = function.trace(*arguments).lower(lowering_platforms=(PLAIN_PLATFORM,)).cost_analysis()
+    if counted is None:
+        raise JaxsegError("this version of JAX does not count a program's FLOP before it is compiled.")
+    return float(counted["flops"])
+
+
+def on_one_cpu(run: Run) -> Run:
+    """The same run where its FLOP can be counted: on a single CPU device, unless it is on CPUs anyway.
+
+    Raises:
+      JaxsegError: JAX has no CPU platform.
+    """
+    if run.mesh.devices.flat[0].platform == "cpu":
+        return run
+    try:
+        device = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise JaxsegError(
+            f"--mode=bench counts FLOP on JAX's CPU platform ({error}). Leave it in JAX_PLATFORMS, as in cuda,cpu."
+        ) from error
+    return dataclasses.replace(run, mesh=make_mesh(devices=[device]))
+
+
+def shapes_on(mesh: Mesh, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the whole batch, as `put_batch` would place it."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (value.shape[0] * jax.process_count(), *value.shape[1:]),
+            value.dtype,
+            sharding=batch_sharding(mesh, value.ndim),
+        )
+        for name, value in batch.items()
+    }
 
 
 def memory_of(compiled: Any) -> dict[str, int]:
@@ -95,35 +148,71 @@ def random_batch(run: Run) -> Batch:
 class TrainWork:
     """The run's train step on a batch that lies on the devices; the state goes from step to step."""
 
+    program: Program
+
     def __init__(self, run: Run, training: Training, batch: Batch) -> None:
-        """Compiles. Args: run; training: its step; batch: this process's rows."""
+        """Lowers. Args: run; training: its step; batch: this process's rows."""
+        self._run = run
         self._batch = put_batch(run.mesh, batch)
-        self.program = compile_program(training.step, placed_shapes(training.abstract, run.mesh), self._batch)
-        self.state: TrainState = place_state(training.first_state(run.read_weights()), run.mesh)
+        counting = on_one_cpu(run)
+        counted = training if counting is run else make_training(counting)
+        shapes = placed_shapes(counted.abstract, counting.mesh)
+        flops = plain_flops(counted.step, shapes, shapes_on(counting.mesh, batch))
+        shapes = placed_shapes(training.abstract, run.mesh)
+        self._compile = lower_program(training.step, shapes, self._batch, flops=flops)
+        self._first = training.first_state(run.read_weights())
         self.loss = float("nan")
 
-    def __call__(self) -> None:
-        """One step; returns when it is done."""
-        self.state, metrics = self.program.compiled(self.state, self._batch)
-        jax.block_until_ready((self.state, metrics))
-        self.loss = float(metrics["loss"])
+    def compile(self) -> None:
+        """Compiles, and puts the state on the devices; before the first step."""
+        self.program = self._compile()
+        self.state: TrainState = place_state(self._first, self._run.mesh)
+
+    def step(self) -> None:
+        """Begins one step."""
+        self.state, self._metrics = self.program.compiled(self.state, self._batch)
+
+    def wait(self) -> None:
+        """Returns when all steps are done."""
+        jax.block_until_ready((self.state, self._metrics))
+        self.loss = float(self._metrics["loss"])
 
 
 class InferenceWork:
-    """Logits at the images' size from 8-bit images, one view and no window: the config's scales are left out."""
+    """Logits at the images' size from 8-bit images, one view and no window: the config's scales are left out.
 
-    def __init__(self, run: Run, variables: Any, image: np.ndarray) -> None:
-        """Compiles. Args: run; variables: on the devices, kept; image: this process's rows, uint8."""
+    `variables`, on the devices, have to be set before the first step.
+    """
+
+    program: Program
+    variables: Any
+
+    def __init__(self, run: Run, training: Training, batch: Batch) -> None:
+        """Lowers. Args: run; training: for the variables' shapes; batch: this process's rows."""
+        self._image = put_batch(run.mesh, {"image": batch["image"]})["image"]
+        counting = on_one_cpu(run)
+        shapes = placed_shapes(training.abstract, counting.mesh).variables()
+        image = shapes_on(counting.mesh, {"image": batch["image"]})["image"]
+        flops = plain_flops(self._jitted(counting, shapes), shapes, image)
+        shapes = placed_shapes(training.abstract, run.mesh).variables()
+        self._compile = lower_program(self._jitted(run, shapes), shapes, self._image, flops=flops)
+
+    def _jitted(self, run: Run, shapes: Any) -> Any:
         predictor = dataclasses.replace(run.predictor, scales=(1.0,), flip=False, window_px=(), stride_px=())
-        self._variables = variables
-        self._image = put_batch(run.mesh, {"image": image})["image"]
-        infer = jax.jit(
+        return jax.jit(
             predictor.logits,
-            in_shardings=(state_shardings(variables, run.mesh), batch_sharding(run.mesh, 4)),
+            in_shardings=(state_shardings(shapes, run.mesh), batch_sharding(run.mesh, 4)),
             out_shardings=batch_sharding(run.mesh, 4),
         )
-        self.program = compile_program(infer, self._variables, self._image)
 
-    def __call__(self) -> None:
-        """One batch; returns when it is done."""
-        jax.block_until_ready(self.program.compiled(self._variables, self._image))
+    def compile(self) -> None:
+        """Compiles, before the first step."""
+        self.program = self._compile()
+
+    def step(self) -> None:
+        """Begins one batch."""
+        self._logits = self.program.compiled(self.variables, self._image)
+
+    def wait(self) -> None:
+        """Returns when all batches are done."""
+        jax.block_until_ready(self._logits)
