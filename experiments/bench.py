@@ -11,8 +11,6 @@ momentum. DeepLab v3 (arXiv 1706.05587) is torchvision's; DeepLab v3+ (1802.0261
 those of segmentation_models_pytorch; no package has FC-DenseNet (1611.09326): its twin is jaxseg.tools.bench's.
 """
 
-import re
-
 from ml_collections import ConfigDict
 
 from experiments.defaults import INCEPTION, defaults
@@ -54,11 +52,11 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; the argument is the row: a name of `MODELS`, alone or with a size, `unet_resnet34@16x512`."""
-    row = re.fullmatch(r"(\w+)(?:@(\d+)x(\d+))?", arg or "deeplab_v3_resnet50")
-    if row is None or row[1] not in MODELS:
+    name, at, size = (arg or "deeplab_v3_resnet50").partition("@")
+    numbers = size.split("x")
+    if name not in MODELS or (at and (len(numbers) != 2 or not all(n.isdigit() for n in numbers))):
         raise ValueError(f"experiments/bench.py takes one of {', '.join(MODELS)}, with @BATCHxSIDE or not; not {arg!r}")
-    name = row[1]
-    batch_size, side = (int(row[2]), int(row[3])) if row[2] else SIZES[name]
+    batch_size, side = (int(n) for n in numbers) if at else SIZES[name]
     config = defaults()
     config.model = ConfigDict(MODELS[name] | INCEPTION)
     config.data.update({"name": "shapes", "crop_size_px": (side, side)})

@@ -1,6 +1,6 @@
 """1x1 convolution as a matrix product, on every platform, with a kernel gradient that suits a CPU.
 
-TPUs and GPUs make the same of a 1x1 convolution and of a product. A CPU's convolution takes the whole image as its
+TPUs make the same of a 1x1 convolution and of a product. A CPU's convolution takes the whole image as its
 window for the kernel gradient. Milliseconds on two cores, float32, kernel gradient:
 
 | input, channels         | convolution | x^T g | product an image |
@@ -78,6 +78,8 @@ def _matrix_gradient_cuda(x: jax.Array, g: jax.Array, *, precision: Any = None) 
     """As `_matrix_gradient`; of 16-bit numbers as a convolution's kernel gradient, which cuDNN has a routine for.
 
     XLA splits the long sum of a product into parts and first copies both sides, padded to a number that they divide.
+    H200, bfloat16, ms, product and convolution: 16x65x65, 512 -> 2048: 0.406, 0.220; 16x513x513, 96 -> 96: 1.363,
+    0.388; 16x129x129, 256 -> 64: 0.168, 0.080; 16x33x33, 960 -> 160: 0.074, 0.081.
     """
     if x.dtype.itemsize != 2:
         return _matrix_gradient(x, g, precision=precision)

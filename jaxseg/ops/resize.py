@@ -51,9 +51,10 @@ def _matrix(length: int, size: int, alignment: str, method: str) -> np.ndarray:
 def resize(x: jax.Array, size: Sequence[int], *, alignment: str, method: str = "bilinear") -> jax.Array:
     """Resizes h and w of channels-last images.
 
-    Each output sample is a weighted sum of at most 2 x 2 input samples (no antialiasing when it shrinks). On a CPU the
-    samples are gathered, along the axis first that leaves less to the other one; elsewhere, and for every gradient, it
-    is two matrix products (a gather's gradient is a scatter; for `[4, 22, 22, 11] -> [352, 352]` 31 ms, products 5).
+    Each output sample is a weighted sum of at most 2 x 2 input samples (no antialiasing when it shrinks). On CPUs and
+    NVIDIA GPUs the samples are gathered, along the axis first that leaves less to the other one; elsewhere, and for a
+    CPU's gradient, it is two matrix products (a gather's gradient is a scatter; for `[4, 22, 22, 11] -> [352, 352]` 31
+    ms, products 5). A GPU's gradient gathers for each input the few outputs that it has a part in (docs/gpu.md).
     CPU milliseconds (both cores together), float32, bilinear, forward / gradient, medians of 9:
 
     | images                             | rows first, fused / plain einsum | this file   | PyTorch 2.13 |

@@ -1,5 +1,6 @@
 """The figures of the bench: what is measured is written, ratios and floors follow from it, wrong options are told."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from jaxseg.core.mesh import make_mesh
 from jaxseg.ops.conv import conv
 from jaxseg.tools.bench import collect, device, mode, peers
 from jaxseg.tools.bench.clock import Timing, alternate, ratios
-from jaxseg.tools.bench.program import lower_program, plain_flops
+from jaxseg.tools.bench.program import Program, lower_program, on_one_cpu, plain_flops
 from jaxseg.tools.bench.summary import bench_markdown, bench_text, in_bytes, in_seconds
 from tests.conftest import CACHE, REPOSITORY
 
@@ -170,6 +171,45 @@ def test_a_bench_beside_a_peer(small, monkeypatch, tmp_path, capsys):
     assert (settings["batch_size"], settings["size_px"], settings["classes"]) == (BATCH, [HEIGHT, WIDTH], CLASSES)
     printed = capsys.readouterr().out
     assert printed.startswith(bench_text(result)) and "jaxseg / peer" in printed
+
+
+def test_several_steps_a_turn_are_begun_and_then_awaited_once(small, monkeypatch):
+    peer = with_peer(monkeypatch, FakePeer())
+    timings = mode.alternate
+    monkeypatch.setattr(mode, "alternate", lambda *a, **k: {n: Timing((6.0,), (3.0,)) for n in timings(*a, **k)})
+    result = mode.bench(tiny_config(steps=1, steps_a_turn=3, parts=("train",)), against="smp")
+    assert peer.calls == ["prepare"] + ["train", "train", "train", "wait"] * 2
+    assert result["train"]["seconds"]["median"] == 2.0 and result["train"]["seconds"]["cpu_median"] == 1.0
+    assert result["settings"]["steps_a_turn"] == 3
+
+
+def test_processor_times_are_compared_on_cpus_alone():
+    program = Program(None, 1.0, 1.0, 8.0, 8.0, 8.0, {})
+    timings = {"jaxseg": Timing((2.0,), (1.0,)), "peer": Timing((4.0,), (1.0,))}
+    rates = {"matrix_rate_flops_s": 4.0, "matrix_rate_flops_cpu_s": 4.0, "bandwidth_bytes_s": 8.0, "devices": 1}
+    for platform, share in (("cpu", {"ratio_of_cpu_medians": 1.0}), ("gpu", {})):
+        found = mode.figures(program, timings, rates | {"platform": platform}, batch_size=1)
+        assert found["against"] == {"ratio": 0.5, "ratio_of_minima": 0.5} | share
+        assert ("share_of_matrix_rate_cpu" in found) == (platform == "cpu")
+
+
+def test_flops_are_counted_on_a_cpu_and_need_one(monkeypatch):
+    run = types.SimpleNamespace(mesh=make_mesh())
+    assert on_one_cpu(run) is run
+    gpu = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[types.SimpleNamespace(platform="gpu")]))
+
+    @dataclasses.dataclass
+    class Placed:
+        mesh: object
+
+    assert on_one_cpu(Placed(gpu)).mesh.devices.size == 1
+
+    def none(platform):
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(JaxsegError, match="JAX_PLATFORMS, as in cuda,cpu"):
+        on_one_cpu(Placed(gpu))
 
 
 def test_networks_that_differ_are_told(small, monkeypatch):

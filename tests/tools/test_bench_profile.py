@@ -48,6 +48,11 @@ def test_an_operation_has_its_own_time_without_what_it_calls():
     assert found["innermost"] == (1, pytest.approx(5e-6))
 
 
+def test_kernels_that_overlap_take_the_time_from_one_end_to_the_other():
+    found = operation_seconds([event("a", 0.0, 10.0), event("b", 9.0, 6.0), event("c", 15.0, 1.0)])
+    assert {name: seconds for name, (_, seconds) in found.items()} == pytest.approx({"a": 9e-6, "b": 6e-6, "c": 1e-6})
+
+
 def test_names_of_the_program():
     known = instructions(TEXT)
     assert known["dot.1"] == {"opcode": "dot", "shape": "f32[4,8]", "source": "jit(step)/jvp(Net)/conv1/dot_general"}

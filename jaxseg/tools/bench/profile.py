@@ -64,8 +64,8 @@ def operation_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[in
         for begin, end, name in sorted(spans, key=lambda span: (span[0], -span[1])):
             while open_spans and open_spans[-1][0] <= begin:
                 open_spans.pop()
-            if open_spans:
-                seconds[open_spans[-1][1]] -= 1e-6 * (end - begin)
+            if open_spans:  # on a GPU the next kernel may begin before the last one ends
+                seconds[open_spans[-1][1]] -= 1e-6 * (min(end, open_spans[-1][0]) - begin)
             open_spans.append((end, name))
             calls[name] += 1
             seconds[name] += 1e-6 * (end - begin)

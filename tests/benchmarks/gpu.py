@@ -1,0 +1,181 @@
+"""`python -m tests.benchmarks.gpu RESULT.json`: ways of one operation on a GPU, those that `jaxseg.ops` chooses among.
+
+Kernel gradients of atrous, depthwise and 1x1 convolutions, resizing and its gradient, the gradient of a dense block's
+norm. Each is compiled by itself, in bfloat16 (logits in float32); `--calls` calls follow each other and are awaited
+once, and the best of `--repeats` such rows counts. `--shrink=N` divides sides and channels, to try it elsewhere.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import pathlib
+import shlex
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from jaxseg.layers import norm
+from jaxseg.ops import depthwise, phases, pointwise, resize
+from jaxseg.ops.canonical import stock_kernel_gradient
+from jaxseg.ops.stock_conv import stock_conv
+from jaxseg.ops.taps import kernel_gradient_by_taps
+from tests.benchmarks.losses_and_metrics import versions
+
+COMMAND = ("python", "-m", "tests.benchmarks.gpu")
+# images, side, channels in, out, rate
+ATROUS = (
+    (16, 65, 256, 256, 2),
+    (16, 65, 512, 512, 4),
+    (16, 65, 2048, 256, 12),
+    (16, 65, 2048, 256, 24),
+    (16, 65, 2048, 256, 36),
+)
+# images, side, channels, stride, rate
+DEPTHWISE = ((16, 129, 144, 1, 1), (16, 257, 96, 2, 1), (16, 33, 960, 1, 1), (16, 33, 960, 1, 2), (16, 33, 320, 1, 12))
+# images, side, channels in, out
+POINTWISE = ((16, 65, 512, 2048), (16, 513, 96, 96), (16, 33, 960, 160), (16, 129, 256, 64))
+# images, side, new side, channels, dtype
+RESIZE = ((16, 65, 513, 21, "float32"), (8, 128, 1024, 21, "float32"), (16, 33, 129, 256, "bfloat16"))
+# images, side, channels of the pieces
+STACK = (16, 513, (48, *(12,) * 8))
+
+
+def normal(seed, *shape, dtype="bfloat16"):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def atrous(less, b, side, c, n, rate):
+    """Kernel gradients of a 3x3 convolution."""
+    x, g = normal(0, b, less(side), less(side), less(c)), normal(1, b, less(side), less(side), less(n))
+    kernel = jnp.zeros((3, 3, less(c), less(n)), jnp.bfloat16)
+    options = {"pads": ((rate, rate), (rate, rate)), "dilation": (rate, rate), "precision": None}
+    ways = {"xla": stock_kernel_gradient, "phases": phases.kernel_gradient_by_phases, "taps": kernel_gradient_by_taps}
+    return {f"kernel gradient, {name}": (functools.partial(f, **options), x, kernel, g) for name, f in ways.items()}
+
+
+def of_depthwise(less, b, side, c, stride, rate):
+    """All three parts of a depthwise 3x3 convolution."""
+    side, c = less(side), less(c)
+    x, kernel = normal(0, b, side, side, c), normal(1, 3, 3, 1, c)
+    window = {"strides": (stride,) * 2, "pads": ((rate, rate),) * 2, "dilation": (rate, rate)}
+    stock = functools.partial(stock_conv, groups=c, **window)
+    g = normal(2, *jax.eval_shape(stock, x, kernel).shape)
+    of_image = functools.partial(depthwise.depthwise_input_gradient, size=(side, side), **window)
+    sums = functools.partial(depthwise.depthwise_kernel_gradient_by_sums, kernel_size=(3, 3), **window)
+    return {
+        "values, xla": (stock, x, kernel),
+        "values, shifted": (functools.partial(depthwise.depthwise_forward, apart=False, **window), x, kernel),
+        "image's gradient, xla": (lambda x, k, g: jax.vjp(lambda x: stock(x, k), x)[1](g), x, kernel, g),
+        "image's gradient, shifted": (functools.partial(of_image, apart=False), g, kernel),
+        "kernel gradient, xla": (lambda x, k, g: jax.vjp(lambda k: stock(x, k), k)[1](g), x, kernel, g),
+        "kernel gradient, sums": (sums, x, g),
+    }
+
+
+def of_pointwise(less, b, side, c, n):
+    """Kernel gradients of a 1x1 convolution."""
+    x, g = normal(0, b, less(side), less(side), less(c)), normal(1, b, less(side), less(side), less(n))
+    return {
+        "kernel gradient, product": (pointwise._matrix_gradient, x, g),
+        "kernel gradient, convolution": (pointwise._matrix_gradient_cuda, x, g),
+    }
+
+
+def of_resize(less, b, side, size, c, dtype):
+    """Bilinear enlargement as `ops.resize` has it on this platform, and as products, forward and back."""
+    side, size = less(side), less(size)
+    x, g = normal(0, b, side, side, c, dtype=dtype), normal(1, b, size, size, c, dtype=dtype)
+    matrix = resize._matrix(side, size, "half_pixel", "bilinear")
+
+    def ours(x):
+        return resize.resize(x, (size, size), alignment="half_pixel")
+
+    def products(x, matrix=matrix):
+        rows = jnp.einsum("oh,bhwc->bowc", matrix, x.astype(jnp.float32), precision="highest")
+        return jnp.einsum("pw,bowc->bopc", matrix, rows, precision="highest").astype(x.dtype)
+
+    return {
+        "values, products": (products, x),
+        "values, jaxseg": (ours, x),
+        "gradient, products": (lambda g: products(g, matrix.T), g),
+        "gradient, jaxseg": (lambda x, g: jax.vjp(ours, x)[1](g), x, g),
+    }
+
+
+def of_stack(less, b, side, widths):
+    """The gradient of a dense block's rectified norm, its sums piece by piece and over the whole."""
+    side, channels = less(side), sum(widths)
+    pieces = tuple(normal(i, b, side, side, c) for i, c in enumerate(widths))
+    factors = tuple(normal(50 + i, c, dtype="float32") for i, c in enumerate(widths))
+    shifts = tuple(normal(90 + i, c, dtype="float32") for i, c in enumerate(widths))
+    g = normal(3, b, side, side, channels)
+
+    def gradient(way):
+        def run(pieces, factors, shifts, g):
+            _, residuals = norm._rectify_forward(pieces, factors, shifts, jnp.bfloat16)
+            return way(*residuals, g)
+
+        return run
+
+    given = pieces, factors, shifts, g
+    return {
+        "gradient, pieces": (gradient(norm._gradients_of_pieces), *given),
+        "gradient, whole": (gradient(norm._gradients_of_whole), *given),
+    }
+
+
+GROUPS = {
+    "atrous convolution": (atrous, ATROUS),
+    "depthwise convolution": (of_depthwise, DEPTHWISE),
+    "1x1 convolution": (of_pointwise, POINTWISE),
+    "resize": (of_resize, RESIZE),
+    "norm of a stack": (of_stack, (STACK,)),
+}
+
+
+def milliseconds(function, arguments, calls, repeats):
+    """Of one call: the best row of `calls`."""
+    jitted = jax.jit(function)
+    jax.block_until_ready(jitted(*arguments))
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = jitted(*arguments)
+        jax.block_until_ready(result)
+        best = min(best, (time.perf_counter() - began) / calls)
+    return 1e3 * best
+
+
+def main():
+    """Measures all groups, or those that are named; the result is written after each shape."""
+    parser = argparse.ArgumentParser(prog=shlex.join(COMMAND), description=__doc__)
+    parser.add_argument("result", type=pathlib.Path)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--shrink", type=int, default=1)
+    options = parser.parse_args()
+    result = {
+        "command": shlex.join([*COMMAND, options.result.name, *sys.argv[2:]]),
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+        "milliseconds": {},
+    }
+    for group in options.groups:
+        make, shapes = GROUPS[group]
+        for shape in shapes:
+            label = f"{group} {', '.join(map(str, shape))}"
+            ways = make(lambda n: max(n // options.shrink, 1), *shape)
+            found = {name: milliseconds(f, given, options.calls, options.repeats) for name, (f, *given) in ways.items()}
+            result["milliseconds"][label] = found
+            print(label, {name: f"{value:.3f}" for name, value in found.items()}, flush=True)
+            options.result.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
