@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Times the networks of experiments/bench.py beside PyTorch's, one process a row, and writes the table.
 #
-#   launch/bench.sh [--alone] [--large] [--accelerator=cpu|cuda|tpu] [--results=DIR] [ROW...] [--config.KEY=VALUE ...]
+#   launch/bench.sh [--alone] [--large] [--as-is] [--accelerator=cpu|cuda|tpu] [--results=DIR] [ROW...]
+#                   [--config.KEY=VALUE ...]
 #
 #   --alone       without PyTorch, which is then not installed
+#   --as-is       nothing is installed or compared: the environment is taken with the versions that it has, as in a
+#                 container; they stand in the result
 #   --large       an accelerator's table: each row at 16 x 513 x 513 (16 x 512 x 512) and 8 x 1024 x 1024, bfloat16,
 #                 five steps a turn, PyTorch's network by torch.compile
 #   --results     where bench-<machine>-<date>.{json,md} go, experiments/results by default
@@ -58,16 +61,17 @@ at_large_sizes() {
   fi
 }
 
-accelerator=auto alone="" large="" results="$REPOSITORY/experiments/results"
+accelerator=auto alone="" large="" as_is="" results="$REPOSITORY/experiments/results"
 rows=() arguments=()
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --alone) alone=yes ;;
     --large) large=yes ;;
+    --as-is) as_is=yes ;;
     --accelerator=*) accelerator="${1#*=}" ;;
     --results=*) results="${1#*=}" ;;
     --config.*=*) arguments+=("$1") ;;
-    -*) fail "$1 is not known; it takes --alone, --large, --accelerator=, --results=, --config.KEY=VALUE and rows." ;;
+    -*) fail "$1 is not known; known are --alone, --large, --as-is, --accelerator=, --results=, --config.KEY=VALUE." ;;
     *) rows+=("$1") ;;
   esac
   shift
@@ -83,7 +87,9 @@ fi
 
 requirements=("$REPOSITORY/requirements.txt")
 if [[ -z "$alone" ]]; then requirements+=("$REPOSITORY/requirements-references.txt"); fi
-if [[ -e "$VENV/accelerator.txt" ]] || ! holds_requirements "${requirements[@]}"; then
+if [[ -n "$as_is" ]]; then
+  [[ -x "$VENV/bin/python" ]] || fail "--as-is: $VENV has no bin/python; name the environment with JAXSEG_VENV=DIR."
+elif [[ -e "$VENV/accelerator.txt" ]] || ! holds_requirements "${requirements[@]}"; then
   prepare_environment "$accelerator" "${requirements[@]}"
 fi
 

@@ -76,6 +76,17 @@ def test_an_accelerators_table(with_references):
     assert arguments_of(calls[-1])[3:] == [f"runs/bench/{row}" for row in rows]
 
 
+def test_an_environment_as_it_is(checkout):
+    """Neither stamps nor pins are looked at; there has to be a Python."""
+    (checkout / ".venv" / "accelerator.txt").write_text("tpu\n")
+    process, calls = bench(checkout, "--as-is", "unet_resnet34")
+    assert process.returncode == 0 and len(calls) == 2, process.stderr
+    assert arguments_of(calls[0])[4] == "--against=smp"
+    (checkout / ".venv" / "bin" / "python").unlink()
+    process, calls = bench(checkout, "--as-is", "unet_resnet34")
+    assert process.returncode == 2 and "has no bin/python" in process.stderr
+
+
 def test_the_size_of_a_row():
     from experiments.bench import get_config
 
