@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Moments = tuple[jax.Array, jax.Array]  # mean, variance of each channel
+Arrays = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class _Norm(nn.Module):
 
     def _lines(
         self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
-    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...], tuple[Moments | None, ...]]:
+    ) -> tuple[Arrays, Arrays, tuple[Moments | None, ...]]:
         """Factor and shift of each piece's `x * factor + shift`, the normalised x, and its moments where known now."""
         c = sum(piece.shape[-1] for piece in pieces)
         scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
@@ -48,7 +49,7 @@ class _Norm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
         moments = tuple(known)
-        cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+        cuts = _cuts(pieces)
         if self.options.frozen or (not train and not self.options.batch_at_test):
             mean, var = running_mean.value, running_var.value
         else:
@@ -71,6 +72,11 @@ class _Norm(nn.Module):
                 self.put_variable("batch_moments", name, value)
 
 
+def _cuts(pieces: Sequence[jax.Array]) -> list[int]:
+    """The channels at which the pieces after the first begin, beside each other."""
+    return list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+
+
 # Jitted, though always called under `jit`: what was traced for one layer serves all of its shape.
 @functools.partial(jax.jit, static_argnames=("count", "momentum"))
 def _moved(running: Moments, batch: Moments, count: int, momentum: float) -> Moments:
@@ -90,9 +96,6 @@ def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -
 @functools.partial(jax.jit, static_argnames="dtype")
 def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return (x.astype(jnp.float32) * factor + shift).astype(dtype)
-
-
-Arrays = tuple[jax.Array, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -125,9 +128,9 @@ def _rectify_backward(dtype: jnp.dtype, residuals: Any, g: jax.Array) -> tuple[A
 def _gradients_of_pieces(
     pieces: Arrays, factors: Arrays, above: Arrays, stack: jax.Array, g: jax.Array
 ) -> tuple[Arrays, Arrays, Arrays]:
-    cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+    """Those of pieces, factors and shifts; sums for each piece apart."""
     of_pieces, of_factors, of_shifts = [], [], []
-    for x, factor, positive, part in zip(pieces, factors, above, jnp.split(g, cuts, axis=-1), strict=True):
+    for x, factor, positive, part in zip(pieces, factors, above, jnp.split(g, _cuts(pieces), axis=-1), strict=True):
         part = jnp.where(positive, part, jnp.zeros((), g.dtype)).astype(jnp.float32)
         axes = tuple(range(part.ndim - 1))
         of_pieces.append((part * factor).astype(x.dtype))
@@ -139,7 +142,8 @@ def _gradients_of_pieces(
 def _gradients_of_whole(
     pieces: Arrays, factors: Arrays, above: Arrays, stack: jax.Array, g: jax.Array
 ) -> tuple[Arrays, Arrays, Arrays]:
-    cuts = list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+    """As `_gradients_of_pieces`, sums over the whole stack."""
+    cuts = _cuts(pieces)
     whole = jnp.where(stack > 0, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
     axes = tuple(range(g.ndim - 1))
     of_factor = jnp.sum(jnp.concatenate(pieces, axis=-1).astype(jnp.float32) * whole, axis=axes)
