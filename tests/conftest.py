@@ -6,6 +6,16 @@ import pathlib
 import jax
 import pytest
 
+# Nearly all of the tests' time is the compiler's, and their arrays are small: with little optimisation they take half of
+# it. Whole runs in processes of their own (`environment()` in tests/e2e) have XLA's defaults, and so has everything
+# after `XLA_FLAGS= launch/test.sh`.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+DEFAULT = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if jax.__version_info__ < (0, 11):  # XLA ends the process on a flag that it does not know
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+    DEFAULT["xla_cpu_use_fusion_emitters"] = True
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in QUICK.items()))
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("JAXSEG_CACHE", REPOSITORY / ".cache"))
 DATA = pathlib.Path(os.environ.get("JAXSEG_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -37,6 +37,7 @@ COUNTS = (
     "evaluate.every_steps",
     "checkpoint.every_steps",
 )
+_LITTLE = {"xla_backend_optimization_level": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,7 @@ class Run:
         It runs once, so a CPU compiles its hundreds of random kernels with little optimisation: FC-DenseNet56's take
         9 s instead of 47, and 49 instead of 35 ms to run; the values are the same.
         """
-        little = {"xla_backend_optimization_level": 1} if jax.local_devices()[0].platform == "cpu" else None
-        return jax.jit(self.initialize, compiler_options=little)
+        return jax.jit(self.initialize, compiler_options=_LITTLE if jax.local_devices()[0].platform == "cpu" else None)
 
     def variable_shapes(self) -> Any:
         """Shapes and dtypes of the model's variables, without computing them."""

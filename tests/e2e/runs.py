@@ -22,8 +22,9 @@ def command(workdir: pathlib.Path, *flags: str, config: str = "tests/e2e/tiny.py
 
 
 def environment() -> dict[str, str]:
-    """The tests' own, on the CPU, with the shared compilation cache."""
-    return os.environ | {"JAX_PLATFORMS": "cpu", "JAXSEG_CACHE": str(CACHE), "PYTHONUNBUFFERED": "1"}
+    """The tests' own, on the CPU, with the shared compilation cache and XLA's own options."""
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return own | {"JAX_PLATFORMS": "cpu", "JAXSEG_CACHE": str(CACHE), "PYTHONUNBUFFERED": "1"}
 
 
 def start(arguments: list[str], log: pathlib.Path) -> subprocess.Popen:

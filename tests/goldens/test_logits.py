@@ -20,9 +20,7 @@ def test_every_golden_has_its_network(stored):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits(name, stored):
     module, expected = module_of(name), stored[name]
-    # Little optimisation: nearly all of the time is the compiler's.
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    forward = jax.jit(lambda v, x: module.apply(v, x, False)["logits"], compiler_options=options)
+    forward = jax.jit(lambda v, x: module.apply(v, x, False)["logits"])
     ours = sample(forward(variables_of(module), image_of(name)))
     assert ours.shape == expected.shape and expected.std((1, 2)).max() > 0.01 * np.abs(expected).max()
     assert np.max(np.abs(ours - expected)) < 1e-4 * np.max(np.abs(expected))
