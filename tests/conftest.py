@@ -1,14 +1,15 @@
 """Every test runs on four CPU devices, with strict promotion; the compilation cache makes a second run quick."""
 
+import gc
 import os
 import pathlib
 
 import jax
 import pytest
 
-# Nearly all of the tests' time is the compiler's, and their arrays are small: with little optimisation they take half of
-# it. Whole runs in processes of their own (`environment()` in tests/e2e) have XLA's defaults, and so has everything
-# after `XLA_FLAGS= launch/test.sh`.
+# Nearly all of the tests' time is the compiler's, and their arrays are small: little optimisation halves it. Whole runs
+# in processes of their own (`environment()` in tests/e2e) have XLA's defaults, and so has everything after
+# `XLA_FLAGS= launch/test.sh`.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 DEFAULT = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 if jax.__version_info__ < (0, 11):  # XLA ends the process on a flag that it does not know
@@ -20,6 +21,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("JAXSEG_CACHE", REPOSITORY / ".cache"))
 DATA = pathlib.Path(os.environ.get("JAXSEG_DATA", REPOSITORY.parent / "shared" / "data"))
 
+gc.set_threshold(200_000, 20, 100)  # a traced network is many objects that live: searching them for cycles takes a sixth
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
