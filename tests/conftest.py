@@ -21,7 +21,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("JAXSEG_CACHE", REPOSITORY / ".cache"))
 DATA = pathlib.Path(os.environ.get("JAXSEG_DATA", REPOSITORY.parent / "shared" / "data"))
 
-gc.set_threshold(200_000, 20, 100)  # a traced network is many objects that live: searching them for cycles takes a sixth
+gc.set_threshold(200_000, 20, 100)  # searching a traced network for cycles took a sixth of the time
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
