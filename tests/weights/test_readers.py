@@ -243,7 +243,7 @@ def test_zip_bombs_and_names_that_leave_the_archive(tmp_path):
     zeros = bytes(10_000_000)
     path = write_zip(tmp_path / "packed.pth", {"x": tensor("0", A)}, {"0": zeros}, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
-    with pytest.raises(JaxsegError, match="is compressed, which PyTorch's are not"):
+    with pytest.raises(JaxsegError, match="is compressed or encrypted, which PyTorch's are not"):
         read_arrays(path)
     for name in ("../evil", "/etc/evil", "archive/../../evil", "archive\\evil", "C:evil"):
         path = write_zip(tmp_path / "leaving.pth", {"x": tensor("0", A)}, {"0": A.tobytes()}, extra=[(name, b"x")])
@@ -313,6 +313,22 @@ def test_an_npz_that_promises_more_than_it_holds(tmp_path):
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
     with pytest.raises(JaxsegError, match="w.npz cannot be read"):
         read_arrays(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, zipfile.ZIP_LZMA)])  # flags; way of compression
+@pytest.mark.parametrize("name", ["w.npz", "w.pth"])
+def test_a_flipped_bit_that_encrypts_or_packs_a_record(name, offset, value, tmp_path):
+    path = tmp_path / name
+    if name == "w.npz":
+        np.savez(path, a=A)
+    else:
+        write_zip(path, {"a": tensor("0", A)}, {"0": A.tobytes()})
+    np.testing.assert_array_equal(read_arrays(path)["a"], A)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(JaxsegError, match=f"{name}.* is (encrypted or compressed|compressed or encrypted)"):
+        read_arrays(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"x" * 600, b"\x93NUMPY\x01\x00"])

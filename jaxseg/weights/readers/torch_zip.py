@@ -16,8 +16,8 @@ def read_torch_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file in zip format.
 
     Raises:
-      JaxsegError: damaged; compressed or overlapping records (PyTorch writes neither: a zip bomb); a record's name that
-        leaves the archive; a pickle that asks for more than tensors; no single state dict.
+      JaxsegError: damaged; compressed, encrypted or overlapping records (PyTorch writes none: a zip bomb); a record's
+        name that leaves the archive; a pickle that asks for more than tensors; no single state dict.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -44,10 +44,10 @@ class _Records:
         for name, entry in self.entries.items():
             if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
                 raise JaxsegError(f"{self.path}: the record {name!r} leaves the archive. It is not read.")
-            if entry.compress_type != zipfile.ZIP_STORED:
+            if entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
                 raise JaxsegError(
-                    f"{self.path}: the record {name!r} is compressed, which PyTorch's are not. It is not read; "
-                    "unpack it and store it plainly (zip -0)."
+                    f"{self.path}: the record {name!r} is compressed or encrypted, which PyTorch's are not. "
+                    "It is not read; unpack it and store it plainly (zip -0)."
                 )
         total, there = sum(entry.file_size for entry in self.entries.values()), self.path.stat().st_size
         if total > there:
