@@ -178,6 +178,13 @@ def test_raw_pickles_that_are_refused(data, what, tmp_path):
         read_arrays(write_zip(tmp_path / "w.pth", None, {}, data=data))
 
 
+def test_a_length_beyond_all_memory(tmp_path):
+    """Only a read from a file asks for it: the bytes of a record are there already."""
+    path = write_legacy(tmp_path / "w.pth", None, {}, data=b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".")
+    with pytest.raises(JaxsegError, match="w.pth.*damaged or cut off.*MemoryError"):
+        read_arrays(path)
+
+
 def test_a_dictionary_in_itself_and_one_that_unfolds_without_end(tmp_path, monkeypatch):
     with pytest.raises(JaxsegError, match="no named tensors"):
         read_arrays(write_zip(tmp_path / "self.pth", None, {}, data=b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."))

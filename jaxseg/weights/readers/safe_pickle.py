@@ -57,7 +57,8 @@ def load_pickle(
             f"{where} asks for {error}, which jaxseg refuses; nothing was executed. "
             "Save the tensors alone, torch.save(model.state_dict(), ...), or as .safetensors."
         ) from None
-    except (ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, UnicodeError) as error:
+    # Memory: a damaged length asks for more than there is.
+    except (ValueError, TypeError, LookupError, EOFError, OverflowError, MemoryError) as error:
         raise JaxsegError(f"{where} is damaged or cut off ({type(error).__name__}: {error}).") from error
 
 
