@@ -1,11 +1,13 @@
 """CamVid's layout, preparation, what is bad about examples, re-use of prepared data."""
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -81,12 +83,16 @@ def test_an_edit_that_keeps_the_size_is_noticed(tree, tmp_path):
 
 
 def test_a_config_dict_serves_as_well(tree, tmp_path):
-    config = ml_collections.ConfigDict(
-        config_for(tree, tmp_path, color_jitter={"hue": 0.1}, scale_range=(1.0, 1.0), builder={}, manual_dir=str(tree))
+    plain = config_for(
+        tree, tmp_path, color_jitter={"hue": 0.1}, scale_range=(1.0, 1.0), builder={}, manual_dir=str(tree)
     )
-    batches = train_batches(config, open_dataset(config), batch_size=2, seed=0, mean_pixel=(0.0, 0.0, 0.0))
-    assert next(batches)["image"].shape == (2, 8, 8, 3)
-    batches.close()
+    batches = []
+    for config in (plain, ml_collections.ConfigDict(plain)):
+        opened = train_batches(config, open_dataset(config), batch_size=2, seed=0, mean_pixel=(0.0, 0.0, 0.0))
+        with contextlib.closing(opened):
+            batches.append(next(opened))
+    assert batches[0]["image"].shape == (2, 8, 8, 3)
+    jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
 def test_missing_folder_says_what_to_put_where(tmp_path):

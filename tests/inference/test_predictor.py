@@ -75,7 +75,9 @@ def test_half_precision_models_give_float32():
         def __call__(self, image, *, train):
             return {"logits": image.astype(jnp.bfloat16)}
 
-    assert predictor(Half()).logits({}, images()).dtype == jnp.float32
+    logits = predictor(Half()).logits({}, images())
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, normalized(images()), rtol=2**-8)
 
 
 @pytest.mark.parametrize("window", [(4, 5), (9, 13), (20, 6), (16, 16), (1, 1)])

@@ -36,6 +36,7 @@ def run(tmp_path_factory):
 def test_initial_values_at_little_optimisation_are_those_of_the_plain_program(run, monkeypatch):
     """Beside the defaults of XLA, from which the tests' own options differ."""
     monkeypatch.setattr("jaxseg.train.run._LITTLE", DEFAULT | _LITTLE)
+    run = dataclasses.replace(run)  # nothing is compiled yet
     made = run.initial_variables(run.read_weights())
     key = jax.random.fold_in(base_key(run.config.seed), 0x1717)
     jax.tree.map(np.testing.assert_array_equal, made, jax.jit(run.initialize, compiler_options=DEFAULT)(key))
