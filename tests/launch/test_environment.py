@@ -1,6 +1,7 @@
 """The shell functions of launch/environment.sh, with stand-ins for Python, nvidia-smi and pip on their own PATH."""
 
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,15 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 SYSTEM_TOOLS = ("bash", "cat", "cmp", "dirname", "grep", "mkdir", "mv", "rm", "sed", "flock")
+
+
+PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+FAULTS = """
+import resource
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytes([120]) * 2**28
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 @pytest.fixture
@@ -231,3 +241,24 @@ def test_without_ensurepip_and_pip_it_says_so(machine):
     answer = machine.run('prepare_environment cpu "$REPOSITORY/requirements.txt"')
     assert answer.returncode == 2
     assert "neither ensurepip nor pip" in answer.stderr and "python3-venv" in answer.stderr
+
+
+def test_the_user_s_tunables_stay(machine):
+    ask = 'use_huge_pages; printf "%s" "$GLIBC_TUNABLES"'
+    assert machine.run(ask, GLIBC_TUNABLES="glibc.malloc.check=1").stdout == "glibc.malloc.check=1"
+
+
+def gives_huge_pages():
+    """Whether this is a Linux that gives huge pages to those who ask, with a glibc (2.35 or later) that can."""
+    name, version = platform.libc_ver()
+    new = name == "glibc" and tuple(int(n) for n in version.split(".")[:2]) >= (2, 35)
+    return new and PAGES.is_file() and "[madvise]" in PAGES.read_text()
+
+
+@pytest.mark.skipif(not gives_huge_pages(), reason="huge pages are not to be had by asking")
+def test_huge_pages_are_fewer(machine):
+    faults = [
+        int(machine.run(f"{ask}'{sys.executable}' -c '{FAULTS}'").stdout.split()[-1])
+        for ask in ("", "use_huge_pages; ")
+    ]
+    assert faults[0] >= 2**28 // 4096 > 20 * faults[1], faults
