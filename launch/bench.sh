@@ -96,7 +96,7 @@ fi
 mkdir -p "$results"
 results="$(cd "$results" && pwd)"
 cd "$REPOSITORY"
-use_huge_pages # both sides', as launch/local.sh does
+keep_large_buffers # both sides', as launch/local.sh does
 failed=() folders=()
 for row in "${rows[@]}"; do
   against=none

@@ -28,11 +28,12 @@ has_ensurepip() {
   "$1" -c 'import ensurepip, venv' >/dev/null 2>&1
 }
 
-# Large buffers in huge pages: a CPU train step maps its temporary memory anew each time, and with pages of 4 KiB a fifth
-# of its time goes into page faults (FC-DenseNet56: 400,000 of them, 4.9 instead of 3.9 s; docs/speed.md). Only glibc
-# reads this, and it matters where the system gives huge pages to those who ask.
-use_huge_pages() {
-  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# Large buffers in huge pages that the process keeps: otherwise a CPU train step maps them anew each time, and with pages
+# of 4 KiB a fifth of its time goes into page faults. Keeping them can cost memory; the caller's variable comes first
+# (docs/speed.md, "Memory pages"). Only glibc reads this.
+keep_large_buffers() {
+  local kept=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:$kept:glibc.malloc.arena_max=1}"
 }
 
 # Prints the Pythons to try, best first, one a line.

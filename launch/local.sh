@@ -50,5 +50,5 @@ fi
 prepare_environment "$accelerator" "$REPOSITORY/requirements.txt"
 # -P: the caller's folder may hold modules of any name, none of which is meant.
 export PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
-use_huge_pages
+keep_large_buffers
 exec "$VENV/bin/python" -P -m jaxseg.main "${arguments[@]}"
