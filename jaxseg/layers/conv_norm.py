@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers.norm import BatchNorm, NormOptions
+from jaxseg.ops.apart import gradient_written
 from jaxseg.ops.conv import conv
+from jaxseg.ops.twice import conv_of_twice
+from jaxseg.ops.widened import widened_conv
 
 Activation = Callable[[jax.Array], jax.Array] | None
 Initializer = Callable[..., jax.Array]
@@ -53,6 +56,7 @@ class Conv(nn.Module):
       use_bias: adds a bias, zero at the start.
       kernel_init: default He normal, fan-out.
       dtype: of the computation and of the result.
+      twice: enlarges the image to twice its size first, by repetition; for a 3x3 kernel with "same" padding alone.
     """
 
     features: int
@@ -64,6 +68,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: Initializer | None = None
     dtype: jnp.dtype = jnp.float32
+    twice: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,16 +77,25 @@ class Conv(nn.Module):
         sides = (k, k) if isinstance(k, int) else (k[0], k[1])
         shape = (*sides, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init or he_normal(self.groups), shape, jnp.float32)
-        y = conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            strides=self.strides,
-            padding=_padding(self.padding, sides, self.dilation),
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        window: dict[str, Any] = {
+            "strides": self.strides,
+            "padding": _padding(self.padding, sides, self.dilation),
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+        if self.twice:
+            if (self.strides, self.dilation, self.groups, self.padding) != (1, 1, 1, "same"):
+                raise ValueError("twice is for a convolution of stride, rate and groups 1 with padding 'same'")
+            y = conv_of_twice(x.astype(self.dtype), kernel.astype(self.dtype))
+        elif jnp.dtype(self.dtype) == jnp.float32 and x.dtype in (jnp.bfloat16, jnp.float16):
+            y = widened_conv(x, kernel, **window)
+        else:
+            y = conv(x.astype(self.dtype), kernel.astype(self.dtype), **window)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+            if x.dtype.itemsize == 2:
+                y = gradient_written(y)
         return y
 
 
@@ -92,6 +106,7 @@ class ConvNorm(nn.Module):
       features .. padding: as `Conv`.
       activation: None for a linear output.
       norm: options of the batch norm.
+      twice: as `Conv`.
     """
 
     features: int
@@ -104,6 +119,7 @@ class ConvNorm(nn.Module):
     norm: NormOptions = NormOptions()
     kernel_init: Initializer | None = None
     dtype: jnp.dtype = jnp.float32
+    twice: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -117,6 +133,7 @@ class ConvNorm(nn.Module):
             padding=self.padding,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
+            twice=self.twice,
             name="conv",
         )(x)
         x = BatchNorm(self.norm, self.dtype, name="norm")(x, train)

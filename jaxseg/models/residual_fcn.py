@@ -160,7 +160,7 @@ class ResidualFCN(nn.Module):
         x = Convolution(self.width, 3, norm=self.norm, dtype=self.dtype, name="last")(x, train)
         outputs["up0"] = x = dropout(x)
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=he_fan_in, name="classifier")
-        outputs["logits"] = classifier(x.astype(jnp.float32))
+        outputs["logits"] = classifier(x)
         return outputs
 
     def _stage(

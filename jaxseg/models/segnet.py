@@ -130,7 +130,7 @@ class SegNet(nn.Module):
             kernel_init=msra,
             name="classifier",
         )
-        outputs["logits"] = classifier(x.astype(jnp.float32))
+        outputs["logits"] = classifier(x)
         return outputs
 
     def _unpooled(self, x: jax.Array, indices: jax.Array, size: Sequence[int]) -> jax.Array:

@@ -115,7 +115,7 @@ class Tiramisu(nn.Module):
             outputs[f"up{i + 1}"] = stack.whole()
         x = outputs[f"up{levels}"]
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=HE_UNIFORM, name="classifier")
-        return outputs | {"logits": classifier(x.astype(jnp.float32))}
+        return outputs | {"logits": classifier(x)}
 
 
 def build(

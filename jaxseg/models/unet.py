@@ -159,7 +159,7 @@ class UNet(nn.Module):
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=he_fan_in, name="classifier")
         # The extra rows that the size rule asks for lie behind the image.
         rows, columns = size if self.padding == "same" or self.mirror else x.shape[-3:-1]
-        outputs["logits"] = classifier(x[..., :rows, :columns, :].astype(jnp.float32))
+        outputs["logits"] = classifier(x[..., :rows, :columns, :])
         return outputs
 
     def _joined(self, deep: jax.Array, skip: jax.Array, level: int) -> jax.Array:

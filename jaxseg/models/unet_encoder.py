@@ -22,6 +22,7 @@ from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import NormOptions
 from jaxseg.ops.resize import resize
+from jaxseg.ops.twice import twice
 
 STRIDES = (32, 16, 8, 4, 2)
 
@@ -31,11 +32,10 @@ def repeated(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
     PyTorch's nearest takes pixel `floor(i n / size)`: of n = ceil(size / 2) pixels that is `i // 2`.
     """
-    *batch, h, w, c = x.shape
+    h, w = x.shape[-3:-1]
     if 2 * h < size[0] or 2 * w < size[1]:
         return resize(x, size, alignment="half_pixel", method="nearest")
-    twice = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, h, 2, w, 2, c)).reshape(*batch, 2 * h, 2 * w, c)
-    return twice[..., : size[0], : size[1], :]
+    return twice(x)[..., : size[0], : size[1], :]
 
 
 class UNetEncoder(nn.Module):
@@ -55,17 +55,20 @@ class UNetEncoder(nn.Module):
         outputs = {f"backbone/{name}": value for name, value in features.items()}
         x = features["s32"]
         for i, channels in enumerate(self.decoder_channels):
+            enlarging = False
             if i + 1 < len(STRIDES):
                 skip = features[f"s{STRIDES[i + 1]}"]
                 x = jnp.concatenate([repeated(x, skip.shape[-3:-1]), skip], axis=-1)
+            elif (2 * x.shape[-3], 2 * x.shape[-2]) == image.shape[-3:-1]:
+                enlarging = True
             else:
                 x = repeated(x, image.shape[-3:-1])
-            for j in (1, 2):
-                conv = ConvNorm(channels, 3, norm=self.norm, dtype=self.dtype, name=f"decoder{i + 1}_conv{j}")
-                x = conv(x, train)
+            shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
+            x = ConvNorm(channels, 3, twice=enlarging, name=f"decoder{i + 1}_conv1", **shared)(x, train)
+            x = ConvNorm(channels, 3, name=f"decoder{i + 1}_conv2", **shared)(x, train)
             outputs[f"decoder{i + 1}"] = x
         classifier = Conv(self.num_classes, 3, use_bias=True, name="classifier")
-        outputs["logits"] = classifier(x.astype(jnp.float32))
+        outputs["logits"] = classifier(x)
         return outputs
 
 

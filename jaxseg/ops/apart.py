@@ -6,6 +6,8 @@ bias. It removes `optimization_barrier` before it fuses. It does not look into a
 know. FC-DenseNet56, train step of 3 x 224 x 224 on two cores: 4.5 s without that of gradients, 3.8 s with it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,6 +29,24 @@ def apart(x: jax.Array, witness: jax.Array) -> jax.Array:
 
 def _apart_forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _on_cpu(x, witness), witness
+
+
+@jax.custom_vjp
+def gradient_written(x: jax.Array) -> jax.Array:
+    """x; its gradient is written to memory once where the platform is an NVIDIA GPU.
+
+    XLA's GPU compiler fuses what makes a gradient into a sum that reads it, such as a bias's, and gives all of it the
+    sum's order of threads. Sum of a dense block's gradients and of a bias's, 16 x 513 x 513 x 48, H200: 17.2 ms.
+    """
+    return x
+
+
+def _written_forward(x: jax.Array) -> tuple[jax.Array, None]:
+    return x, None
+
+
+def _written_backward(_: None, g: Any) -> tuple[Any]:
+    return (lax.platform_dependent(g, cuda=lax.optimization_barrier, default=lambda g: g),)
 
 
 @jax.custom_vjp
@@ -66,5 +86,6 @@ def _apart(g: jax.Array, witness: jax.Array) -> jax.Array:
     return lax.while_loop(lambda state: state[0] < turns, turn, (jnp.zeros_like(turns), g))[1]
 
 
+gradient_written.defvjp(_written_forward, _written_backward)
 apart.defvjp(_apart_forward, _backward)
 gradient_apart.defvjp(_forward, _backward)

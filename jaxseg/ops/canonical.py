@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxseg.ops.phases import atrous_kernel_gradient
+from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
 
@@ -38,13 +38,21 @@ def canonical_conv(
     precision: Any = None,
 ) -> jax.Array:
     """`stock_conv` of one group."""
-    return stock_conv(x, kernel, strides, pads, dilation, 1, precision)
+    return _values(x, kernel, strides, pads, dilation, precision)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
+def _values(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
+    options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
+    stock: Callable[..., jax.Array] = functools.partial(stock_conv, **options)
+    on_gpus = ways_on_gpus(x, kernel, **options).values
+    return lax.platform_dependent(x, kernel, default=stock, **on_gpus) if on_gpus else stock(x, kernel)
 
 
 def _forward(
     x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return stock_conv(x, kernel, strides, pads, dilation, 1, precision), (x, kernel)
+    return _values(x, kernel, strides, pads, dilation, precision), (x, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
@@ -62,13 +70,10 @@ def _backward(
         ours, theirs = functools.partial(cpu, **options), functools.partial(default, **options)
         return lax.platform_dependent(*residuals, g, cpu=ours, default=theirs, **more)
 
-    on_gpus = {}
-    if strides == (1, 1) and max(dilation) > 1:
-        at_rate: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
-        on_gpus["cuda"] = functools.partial(atrous_kernel_gradient, **at_rate)
+    on_gpus = ways_on_gpus(*residuals, **options)
     return (
-        of(canonical_input_gradient, stock_input_gradient),
-        of(canonical_kernel_gradient, stock_kernel_gradient, **on_gpus),
+        of(canonical_input_gradient, stock_input_gradient, **on_gpus.image),
+        of(canonical_kernel_gradient, stock_kernel_gradient, **on_gpus.kernel),
     )
 
 

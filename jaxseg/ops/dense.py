@@ -1,6 +1,6 @@
 """Dense convolution at stride 1 with a gradient of its own: on a CPU each part goes its way (`ops/lowering.py`).
 
-On NVIDIA GPUs the kernel gradient of larger rates does too (`ops/phases.py`).
+So does it on NVIDIA GPUs (`ops/on_gpus.py`).
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxseg.ops.canonical import (
     stock_kernel_gradient,
 )
 from jaxseg.ops.lowering import Lowering
-from jaxseg.ops.phases import atrous_kernel_gradient
+from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
 
@@ -52,15 +52,16 @@ def _forward(
     x: jax.Array, kernel: jax.Array, pads: Pads, dilation: Pair, chosen: Lowering, precision: Any
 ) -> jax.Array:
     options: dict[str, Any] = {"pads": pads, "dilation": dilation, "precision": precision}
+    stock: Callable[..., jax.Array] = functools.partial(stock_conv, **options)
+    on_gpus = ways_on_gpus(x, kernel, (1, 1), **options).values
     if chosen.values == "xla":
-        return stock_conv(x, kernel, **options)
+        return lax.platform_dependent(x, kernel, default=stock, **on_gpus) if on_gpus else stock(x, kernel)
     ways: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.forward_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_forward, **options),
         "beside": functools.partial(convolve_beside, number=chosen.blocks, **options),
     }
-    stock = functools.partial(stock_conv, **options)
-    return lax.platform_dependent(x, kernel, cpu=ways[chosen.values], default=stock)
+    return lax.platform_dependent(x, kernel, cpu=ways[chosen.values], default=stock, **on_gpus)
 
 
 def _vjp_forward(
@@ -101,17 +102,21 @@ def _vjp_backward(
         "shifts": functools.partial(thin.kernel_gradient_by_shifts, **options),
         "xla": functools.partial(canonical_kernel_gradient, **options),
     }
-    on_gpus = {"cuda": functools.partial(atrous_kernel_gradient, **options)} if max(dilation) > 1 else {}
+    on_gpus = ways_on_gpus(*residuals, (1, 1), **options)
     return (
         lax.platform_dependent(
-            *residuals, g, cpu=of_image[chosen.image], default=functools.partial(stock_input_gradient, **options)
+            *residuals,
+            g,
+            cpu=of_image[chosen.image],
+            default=functools.partial(stock_input_gradient, **options),
+            **on_gpus.image,
         ),
         lax.platform_dependent(
             *residuals,
             g,
             cpu=of_kernel[chosen.kernel],
             default=functools.partial(stock_kernel_gradient, **options),
-            **on_gpus,
+            **on_gpus.kernel,
         ),
     )
 

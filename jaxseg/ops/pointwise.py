@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops.stock_conv import stock_conv
+from jaxseg.ops.aligned import aligned_kernel_gradient
 
 # Pixels an image from which one product an image beats a single one, whose left side XLA first transposes.
 LARGE_IMAGE_PX = 2048
@@ -35,6 +35,22 @@ def _product(x: jax.Array, matrix: jax.Array, axis: int, precision: Any) -> jax.
     dimensions = (((x.ndim - 1,), (axis,)), ((), ()))
     y = lax.dot_general(x, matrix, dimensions, precision=precision, preferred_element_type=jnp.float32)
     return y.astype(x.dtype)
+
+
+def _product_here(x: jax.Array, matrix: jax.Array, axis: int, precision: Any) -> jax.Array:
+    """`_product`; of 16-bit numbers on NVIDIA GPUs with both sides written before.
+
+    XLA otherwise fuses a cast of the matrix and a ReLU of x into the product, which then no longer loads them straight
+    to the matrix units: 16x65x65, 512 -> 2048, bfloat16, H200: 0.38 ms with both, 0.28 with the ReLU alone.
+    """
+    product = functools.partial(_product, axis=axis, precision=precision)
+    if x.dtype.itemsize != 2:
+        return product(x, matrix)
+
+    def apart(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        return product(*lax.optimization_barrier((x, matrix)))
+
+    return lax.platform_dependent(x, matrix, cuda=apart, default=product)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -49,11 +65,11 @@ def pointwise(x: jax.Array, matrix: jax.Array, precision: Any = None) -> jax.Arr
     Returns:
       `[b, h, w, n]` of x's dtype.
     """
-    return _product(x, matrix, 0, precision)
+    return _product_here(x, matrix, 0, precision)
 
 
 def _forward(x: jax.Array, matrix: jax.Array, precision: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(x, matrix, 0, precision), (x, matrix)
+    return _product_here(x, matrix, 0, precision), (x, matrix)
 
 
 def _backward(precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +81,7 @@ def _backward(precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Arr
         cuda=functools.partial(_matrix_gradient_cuda, precision=precision),
         default=functools.partial(_matrix_gradient, precision=precision),
     )
-    return _product(g, matrix, 1, precision), gradient.astype(matrix.dtype)
+    return _product_here(g, matrix, 1, precision), gradient.astype(matrix.dtype)
 
 
 def _matrix_gradient(x: jax.Array, g: jax.Array, *, precision: Any = None) -> jax.Array:
@@ -83,9 +99,8 @@ def _matrix_gradient_cuda(x: jax.Array, g: jax.Array, *, precision: Any = None) 
     """
     if x.dtype.itemsize != 2:
         return _matrix_gradient(x, g, precision=precision)
-    kernel = jax.ShapeDtypeStruct((1, 1, x.shape[-1], g.shape[-1]), x.dtype)
-    transposed = jax.linear_transpose(lambda kernel: stock_conv(x, kernel, precision=precision), kernel)
-    return transposed(g)[0][0, 0].astype(jnp.float32)
+    kernel = jnp.zeros((1, 1, x.shape[-1], g.shape[-1]), x.dtype)
+    return aligned_kernel_gradient(x, kernel, g, precision=precision)[0, 0].astype(jnp.float32)
 
 
 def _matrix_gradient_cpu(x: jax.Array, g: jax.Array) -> jax.Array:

@@ -87,17 +87,17 @@ def resize(x: jax.Array, size: Sequence[int], *, alignment: str, method: str = "
     if (h, w) == (height, width):
         return x
     images = x if len(batch) == 1 else x.reshape(-1, h, w, c)
-    y = _resize(images.astype(jnp.float32), (height, width), alignment, method).astype(x.dtype)
+    y = _resize(images.astype(jnp.float32), (height, width), alignment, method, x.dtype == jnp.float32).astype(x.dtype)
     return y if len(batch) == 1 else y.reshape(*batch, height, width, c)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _resize(x: jax.Array, size: tuple[int, int], alignment: str, method: str) -> jax.Array:
-    return _forward(x, size, alignment, method)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _resize(x: jax.Array, size: tuple[int, int], alignment: str, method: str, logits: bool) -> jax.Array:
+    return _forward(x, size, alignment, method, logits)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
-def _forward(x: jax.Array, size: tuple[int, int], alignment: str, method: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
+def _forward(x: jax.Array, size: tuple[int, int], alignment: str, method: str, logits: bool) -> jax.Array:
     h, w = x.shape[1:3]
 
     def gather(x: jax.Array) -> jax.Array:
@@ -118,19 +118,25 @@ def _forward(x: jax.Array, size: tuple[int, int], alignment: str, method: str) -
         rows = jnp.einsum("oh,bhwc->bowc", _matrix(h, size[0], alignment, method), x, precision="highest")
         return jnp.einsum("pw,bowc->bopc", _matrix(w, size[1], alignment, method), rows, precision="highest")
 
-    return lax.platform_dependent(x, cpu=gather, cuda=gather, default=products)
+    def on_gpus(x: jax.Array) -> jax.Array:
+        # A loss reads its logits more than once; XLA would gather them anew for each of its sums.
+        return lax.optimization_barrier(gather(x)) if logits else gather(x)
+
+    return lax.platform_dependent(x, cpu=gather, cuda=on_gpus, default=products)
 
 
 def _mix(low: jax.Array, high: jax.Array, weight: np.ndarray) -> jax.Array:
     return low * (1 - weight) + high * weight
 
 
-def _vjp_forward(x: jax.Array, size: tuple[int, int], alignment: str, method: str) -> tuple[jax.Array, tuple[int, int]]:
-    return _forward(x, size, alignment, method), (x.shape[1], x.shape[2])
+def _vjp_forward(
+    x: jax.Array, size: tuple[int, int], alignment: str, method: str, logits: bool
+) -> tuple[jax.Array, tuple[int, int]]:
+    return _forward(x, size, alignment, method, logits), (x.shape[1], x.shape[2])
 
 
 def _vjp_backward(
-    size: tuple[int, int], alignment: str, method: str, residuals: tuple[int, int], g: jax.Array
+    size: tuple[int, int], alignment: str, method: str, logits: bool, residuals: tuple[int, int], g: jax.Array
 ) -> tuple[jax.Array]:
     rows = _matrix(residuals[0], size[0], alignment, method)
     columns = _matrix(residuals[1], size[1], alignment, method)

@@ -1,8 +1,9 @@
 """`python -m tests.benchmarks.gpu RESULT.json`: ways of one operation on a GPU, those that `jaxseg.ops` chooses among.
 
-Kernel gradients of atrous, depthwise and 1x1 convolutions, resizing and its gradient, the gradient of a dense block's
-norm. Each is compiled by itself, in bfloat16 (logits in float32); `--calls` calls follow each other and are awaited
-once, and the best of `--repeats` such rows counts. `--shrink=N` divides sides and channels, to try it elsewhere.
+Atrous, depthwise, 1x1 and strided convolutions, channels that are no multiple of eight, a convolution of an image of
+twice the size, resizing, the norm of a dense block; values and gradients. Each is compiled alone, in bfloat16, logits
+in float32; `--calls` calls follow each other and are awaited once, and the best of `--repeats` such rows counts.
+`--shrink=N` divides sides and channels, to try it elsewhere.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers import norm
-from jaxseg.ops import depthwise, phases, pointwise, resize
-from jaxseg.ops.canonical import stock_kernel_gradient
+from jaxseg.ops import aligned, depthwise, phases, pixel_blocks, pointwise, resize, twice
+from jaxseg.ops.canonical import stock_input_gradient, stock_kernel_gradient
 from jaxseg.ops.stock_conv import stock_conv
 from jaxseg.ops.taps import kernel_gradient_by_taps
 from tests.benchmarks.losses_and_metrics import versions
@@ -37,6 +38,12 @@ ATROUS = (
 DEPTHWISE = ((16, 129, 144, 1, 1), (16, 257, 96, 2, 1), (16, 33, 960, 1, 1), (16, 33, 960, 1, 2), (16, 33, 320, 1, 12))
 # images, side, channels in, out
 POINTWISE = ((16, 65, 512, 2048), (16, 513, 96, 96), (16, 33, 960, 160), (16, 129, 256, 64))
+# images, side, channels in, out, kernel, stride
+STRIDED = ((16, 513, 3, 64, 7, 2),)
+# images, side, channels in, out
+CHANNELS = ((16, 513, 180, 12), (16, 513, 168, 12), (16, 513, 184, 16), (16, 513, 192, 32))
+# images, side of the small image, channels in, out
+TWICE = ((16, 256, 32, 16),)
 # images, side, new side, channels, dtype
 RESIZE = ((16, 65, 513, 21, "float32"), (8, 128, 1024, 21, "float32"), (16, 33, 129, 256, "bfloat16"))
 # images, side, channels of the pieces
@@ -48,12 +55,64 @@ def normal(seed, *shape, dtype="bfloat16"):
 
 
 def atrous(less, b, side, c, n, rate):
-    """Kernel gradients of a 3x3 convolution."""
+    """All three parts of a 3x3 convolution."""
     x, g = normal(0, b, less(side), less(side), less(c)), normal(1, b, less(side), less(side), less(n))
     kernel = jnp.zeros((3, 3, less(c), less(n)), jnp.bfloat16)
     options = {"pads": ((rate, rate), (rate, rate)), "dilation": (rate, rate), "precision": None}
     ways = {"xla": stock_kernel_gradient, "phases": phases.kernel_gradient_by_phases, "taps": kernel_gradient_by_taps}
-    return {f"kernel gradient, {name}": (functools.partial(f, **options), x, kernel, g) for name, f in ways.items()}
+    by_phases = {"dilation": (rate, rate)}
+    return {f"kernel gradient, {name}": (functools.partial(f, **options), x, kernel, g) for name, f in ways.items()} | {
+        "values, xla": (functools.partial(stock_conv, **options), x, kernel),
+        "values, phases": (functools.partial(phases.conv_by_phases, **by_phases), x, kernel),
+        "image's gradient, xla": (functools.partial(stock_input_gradient, **options), x, kernel, g),
+        "image's gradient, phases": (functools.partial(phases.input_gradient_by_phases, **by_phases), x, kernel, g),
+    }
+
+
+def of_strided(less, b, side, c, n, k, stride):
+    """Values and kernel gradient of a strided convolution of few channels."""
+    side, pad = less(side), k // 2
+    x, kernel = normal(0, b, side, side, c), normal(1, k, k, c, less(n))
+    options = {"strides": (stride, stride), "pads": ((pad, pad), (pad, pad)), "precision": None}
+    g = normal(2, *jax.eval_shape(functools.partial(stock_conv, **options), x, kernel).shape)
+    values = {"xla": stock_conv, "eights": aligned.aligned_conv, "blocks": pixel_blocks.conv_of_blocks}
+    gradients = {
+        "xla": stock_kernel_gradient,
+        "eights": aligned.aligned_kernel_gradient,
+        "blocks": pixel_blocks.kernel_gradient_of_blocks,
+    }
+    found = {f"values, {name}": (functools.partial(f, **options), x, kernel) for name, f in values.items()}
+    for name, f in gradients.items():
+        found[f"kernel gradient, {name}"] = functools.partial(f, **options), x, kernel, g
+    return found
+
+
+def of_channels(less, b, side, c, n):
+    """All three parts of a 3x3 convolution, as it is and with channels in eights."""
+    side = less(side)
+    x, kernel, g = normal(0, b, side, side, c), normal(1, 3, 3, c, n), normal(2, b, side, side, n)
+    options = {"pads": ((1, 1), (1, 1)), "precision": None}
+    ways = {
+        "values, xla": (stock_conv, x, kernel),
+        "values, eights": (aligned.aligned_conv, x, kernel),
+        "image's gradient, xla": (stock_input_gradient, x, kernel, g),
+        "image's gradient, eights": (aligned.aligned_input_gradient, x, kernel, g),
+        "kernel gradient, xla": (stock_kernel_gradient, x, kernel, g),
+        "kernel gradient, eights": (aligned.aligned_kernel_gradient, x, kernel, g),
+    }
+    return {name: (functools.partial(f, **options), *given) for name, (f, *given) in ways.items()}
+
+
+def of_twice(less, b, side, c, n):
+    """A 3x3 convolution of an image repeated to twice its size."""
+    side = less(side)
+    x, kernel, g = normal(0, b, side, side, c), normal(1, 3, 3, c, n), normal(2, b, 2 * side, 2 * side, n)
+    return {
+        "values, repeated": (twice._plain, x, kernel),
+        "values, sub-pixel": (twice._values, x, kernel),
+        "gradients, repeated": (twice._plain_gradients, x, kernel, g),
+        "gradients, sub-pixel": (twice._gradients, x, kernel, g),
+    }
 
 
 def of_depthwise(less, b, side, c, stride, rate):
@@ -76,11 +135,18 @@ def of_depthwise(less, b, side, c, stride, rate):
 
 
 def of_pointwise(less, b, side, c, n):
-    """Kernel gradients of a 1x1 convolution."""
+    """Kernel gradients of a 1x1 convolution, and its values of a rectified image with a float32 matrix."""
+
+    def rectified(product):
+        return lambda x, matrix: product(jax.nn.relu(x), matrix.astype(x.dtype), 0, None)
+
+    matrix = normal(2, less(c), less(n), dtype="float32")
     x, g = normal(0, b, less(side), less(side), less(c)), normal(1, b, less(side), less(side), less(n))
     return {
         "kernel gradient, product": (pointwise._matrix_gradient, x, g),
         "kernel gradient, convolution": (pointwise._matrix_gradient_cuda, x, g),
+        "values, fused": (rectified(pointwise._product), x, matrix),
+        "values, apart": (rectified(pointwise._product_here), x, matrix),
     }
 
 
@@ -115,15 +181,25 @@ def of_stack(less, b, side, widths):
 
     def gradient(way):
         def run(pieces, factors, shifts, g):
-            _, residuals = norm._rectify_forward(pieces, factors, shifts, jnp.bfloat16)
+            beside = norm.Stack.of(*pieces).beside
+            _, residuals = norm._rectify_forward(pieces, beside, factors, shifts, jnp.bfloat16)
             return way(*residuals, g)
 
         return run
 
-    given = pieces, factors, shifts, g
+    def values(pieces, factors, shifts):
+        return norm._rectify(pieces, norm.Stack.of(*pieces).beside, factors, shifts, jnp.bfloat16)[0]
+
+    def values_of_pieces(pieces, factors, shifts):
+        return norm._rectify(pieces, None, factors, shifts, jnp.bfloat16)[0]
+
+    given = pieces, factors, shifts
+    whole = functools.partial(norm._gradients_of_whole, dtype=jnp.bfloat16)
     return {
-        "gradient, pieces": (gradient(norm._gradients_of_pieces), *given),
-        "gradient, whole": (gradient(norm._gradients_of_whole), *given),
+        "gradient, pieces": (gradient(norm._gradients_of_pieces), *given, g),
+        "gradient, whole": (gradient(whole), *given, g),
+        "values, pieces": (values_of_pieces, *given),
+        "values, beside each other first": (values, *given),
     }
 
 
@@ -131,6 +207,9 @@ GROUPS = {
     "atrous convolution": (atrous, ATROUS),
     "depthwise convolution": (of_depthwise, DEPTHWISE),
     "1x1 convolution": (of_pointwise, POINTWISE),
+    "strided convolution": (of_strided, STRIDED),
+    "channels": (of_channels, CHANNELS),
+    "convolution of twice the size": (of_twice, TWICE),
     "resize": (of_resize, RESIZE),
     "norm of a stack": (of_stack, (STACK,)),
 }

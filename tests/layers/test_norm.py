@@ -124,7 +124,9 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
     def stacked(params, pieces):
         known = (batch_moments(pieces[0], shift=jnp.zeros(widths[0])), None, None)
         of = {**given, "params": params}
-        (y, stack), updated = StackNorm().apply(of, Stack(tuple(pieces), known), True, mutable=["batch_stats"])
+        (y, stack), updated = StackNorm().apply(
+            of, Stack.of(*pieces)._replace(moments=known), True, mutable=["batch_stats"]
+        )
         assert [mean.shape for mean, _ in stack.moments] == [(c,) for c in widths]
         return jnp.sum(weight * y), updated
 
@@ -138,7 +140,8 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
 
 def test_moments_of_a_stack_that_are_known_are_not_made_again():
     pieces = (jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1)))
-    known = Stack(pieces, ((jnp.asarray([-1.0]), jnp.asarray([4.0])), (jnp.asarray([0.0]), jnp.asarray([16.0]))))
+    moments = (jnp.asarray([-1.0]), jnp.asarray([4.0])), (jnp.asarray([0.0]), jnp.asarray([16.0]))
+    known = Stack.of(*pieces)._replace(moments=moments)
     layer = StackNorm(NormOptions(momentum=0.5, epsilon=0.0))
     (y, stack), updated = layer.apply(variables(2), known, True, mutable=["batch_stats"])
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.5])  # (1 + 1) / 2, 2 / 4

@@ -103,6 +103,7 @@ CONVOLUTIONS = {
     "depthwise at a rate": (6, 6, 3, {"groups": 6, "dilation": 3}),
     "depthwise, rate and stride": (6, 6, 3, {"groups": 6, "dilation": 2, "strides": 2}),
     "grouped": (8, 4, 3, {"groups": 2}),
+    "stem": (3, 8, 7, {"strides": 2}),
 }
 
 
@@ -131,6 +132,19 @@ def test_convolutions(kind, dtype, tolerance, cuda):
     expected, expected_backward = jax.vjp(plain, *wide[:2])
     for got, reference in zip((y, *backward(g)), (expected, *expected_backward(wide[2])), strict=True):
         assert got.dtype == dtype and relative(got.astype(jnp.float32), reference) < tolerance
+
+
+@pytest.mark.parametrize("h, w", [(24, 24), (36, 24), (34, 35)])
+def test_a_large_rate_in_16_bits(h, w, cuda):
+    """Values and the image's gradient by phases, of two and of three pixels a side."""
+    x, kernel = normal(0, 2, h, w, 8, dtype=jnp.bfloat16), normal(1, 3, 3, 8, 16, dtype=jnp.bfloat16)
+    g = normal(2, 2, h, w, 16, dtype=jnp.bfloat16)
+    y, backward = jax.vjp(lambda x, k: conv(x, k, dilation=12), x, kernel)
+    options = {"pads": ((12, 12), (12, 12)), "dilation": (12, 12), "precision": "highest"}
+    wide = [a.astype(jnp.float32) for a in (x, kernel)]
+    expected, expected_backward = jax.vjp(lambda x, k: stock_conv(x, k, **options), *wide)
+    for got, reference in zip((y, *backward(g)), (expected, *expected_backward(g.astype(jnp.float32))), strict=True):
+        assert got.dtype == jnp.bfloat16 and relative(got.astype(jnp.float32), reference) < 1e-2
 
 
 def test_depthwise_kernel_gradient_by_sums_is_that_by_rows():
@@ -167,27 +181,34 @@ def test_resize(size, alignment, method, cuda, monkeypatch):
         assert relative(got, products) < 1e-6
 
 
-def test_a_stacks_gradient(cuda, monkeypatch):
-    pieces = tuple(normal(i, 2, 5, 3, c) + 0.3 for i, c in enumerate((3, 2, 4)))
-    layer, weight = StackNorm(), normal(5, 2, 5, 3, 9)
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_a_stacks_values_and_gradient(dtype, tolerance, cuda, monkeypatch):
+    """16-bit pieces lie beside each other; a piece that is read alone has its gradient too."""
+    pieces = tuple(normal(i, 2, 5, 3, c, dtype=dtype) + jnp.asarray(0.3, dtype) for i, c in enumerate((3, 2, 4)))
+    layer, weight = StackNorm(dtype=dtype), normal(5, 2, 5, 3, 9)
+    assert (Stack.of(*pieces).beside is None) == (dtype == jnp.float32)
     variables = layer.init(jax.random.key(0), Stack.of(*pieces), True)
     variables["params"]["scale"] = normal(6, 9)
 
     def gradients():
         def loss(params, pieces):
-            (y, _), _ = layer.apply({**variables, "params": params}, Stack.of(*pieces), True, mutable=["batch_stats"])
-            return jnp.sum(weight * y)
+            stack = Stack.of(pieces[0]).before(Stack.of(*pieces[1:]))
+            (y, stack), _ = layer.apply({**variables, "params": params}, stack, True, mutable=["batch_stats"])
+            return jnp.sum(weight * y.astype(jnp.float32)) + jnp.sum(
+                stack.whole()[..., 2:4].astype(jnp.float32) ** 2
+            ), y
 
-        return jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(variables["params"], pieces))
+        found = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], pieces)
+        return [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(found)]
 
     ours = gradients()
     jax.clear_caches()
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, default, **_: default(*a))
     for got, expected in zip(ours, gradients(), strict=True):
-        assert relative(got, expected) < 1e-5
+        assert relative(got, expected) < tolerance
 
 
-@pytest.mark.parametrize("kind", ["dense", "wide", "pointwise", "strided pointwise", "depthwise at a rate"])
+@pytest.mark.parametrize("kind", ["dense", "wide", "pointwise", "strided pointwise", "depthwise at a rate", "stem"])
 def test_batch_over_four_devices_needs_no_all_gather(kind, cuda):
     c, n, k, options = CONVOLUTIONS[kind]
     x = normal(0, 4, 13, 10, c, dtype=jnp.bfloat16)
