@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
@@ -67,12 +68,34 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, stack: Stack, train: bool) -> Stack:
-        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new pieces at its end."""
-        for i in range(self.layers):
-            layer = NormConv(self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype, name=f"layer{i + 1}")
-            made, stack = layer(stack, train)
-            stack = stack.before(Stack.of(made))
-        return stack
+        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new pieces at its end.
+
+        At test with running statistics it is of one piece: a layer writes its maps into the place that they have in the
+        block, where the layers after it read them, and nothing is put beside each other again.
+        """
+        settings = self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype
+        layers = [NormConv(*settings, name=f"layer{i + 1}") for i in range(self.layers)]
+        if train or self.norm.batch_at_test:
+            for layer in layers:
+                made, stack = layer(stack, train)
+                stack = stack.before(Stack.of(made))
+            return stack
+        end = sum(piece.shape[-1] for piece in stack.pieces)
+        first = stack.pieces[0]
+        new = jnp.zeros((*first.shape[:-1], self.layers * self.growth_rate), first.dtype)
+        block = jnp.concatenate([*stack.pieces, new], axis=-1)
+        for layer in layers:
+            made, _ = layer(Stack.of(block[..., :end]), train)
+            block = lax.dynamic_update_slice_in_dim(block, made, end, axis=-1)
+            end += self.growth_rate
+        return Stack.of(block)
+
+
+def _last(stack: Stack, layers: int, growth_rate: int) -> jax.Array:
+    """What the last block's layers made: its last pieces, or the end of its only one."""
+    if len(stack.pieces) == 1:
+        return stack.pieces[0][..., -layers * growth_rate :]
+    return jnp.concatenate(stack.pieces[-layers:], axis=-1)
 
 
 class Tiramisu(nn.Module):
@@ -106,7 +129,7 @@ class Tiramisu(nn.Module):
         stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
         outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
-            new = jnp.concatenate(stack.pieces[-self.layers[levels + i] :], axis=-1)
+            new = _last(stack, self.layers[levels + i], self.growth_rate)
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
             grown = up(new, skip.pieces[0].shape[-3:-1])
