@@ -1,6 +1,7 @@
 """A 3x3 convolution of an image enlarged to twice its size by repetition, as decoders end."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxseg.ops.conv import conv
-from jaxseg.ops.on_gpus import ways_on_gpus
-from jaxseg.ops.stock_conv import stock_conv
 
-ONES = ((1, 1), (1, 1))
 # Output row 2 u + p reads rows 2 u + p + t - 1 of the enlarged image, t = 0, 1, 2: rows u + i - 1 of the small one.
 TAPS = np.asarray([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], np.float32)  # p, i, t
 
@@ -65,35 +63,15 @@ def _kernel_of_four(kernel: jax.Array) -> jax.Array:
 
 
 def _values(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    y = _stock_or_aligned("values", x, _kernel_of_four(kernel))
-    b, h, w, n = y.shape
-    return y.reshape(b, h, w, 2, 2, n // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, n // 4)
+    b, h, w, _ = x.shape
+    y = conv(x, _kernel_of_four(kernel)).reshape(b, h, w, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
 
 
-def _stock_or_aligned(part: str, x: jax.Array, kernel: jax.Array, *g: jax.Array) -> jax.Array:
-    """A part of the convolution of the small image, filled up to eights where it needs to be."""
-    way: Any = getattr(ways_on_gpus(x, kernel, (1, 1), ONES, (1, 1)), part).get("cuda")
-    if way:
-        return way(x, kernel, *g)
-    if part == "values":
-        return stock_conv(x, kernel, pads=ONES)
-    given = {"image": (lambda x: stock_conv(x, kernel, pads=ONES), x)}
-    given["kernel"] = (lambda kernel: stock_conv(x, kernel, pads=ONES), kernel)
-    (gradient,) = jax.vjp(*given[part])[1](*g)
-    return gradient
-
-
-def _gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (b, h, w, c), n = x.shape, kernel.shape[3]
-    four = _kernel_of_four(kernel)
-    g = g.reshape(b, h, 2, w, 2, n).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, 4 * n)
-    of_four = _stock_or_aligned("kernel", x, four, g).astype(jnp.float32).reshape(3, 3, c, 2, 2, n)
-    of_kernel = jnp.einsum("pit,qjs,ijcpqn->tscn", TAPS, TAPS, of_four, precision="highest")
-    return _stock_or_aligned("image", x, four, g), of_kernel.astype(kernel.dtype)
-
-
-def _plain_gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    of_x, of_kernel = jax.vjp(_plain, x, kernel)[1](g)
+def _gradients(
+    way: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    of_x, of_kernel = jax.vjp(way, x, kernel)[1](g)
     return of_x, of_kernel
 
 
@@ -102,7 +80,8 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 
 def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return lax.platform_dependent(*residuals, g, cuda=_gradients, default=_plain_gradients)
+    cuda, default = functools.partial(_gradients, _values), functools.partial(_gradients, _plain)
+    return lax.platform_dependent(*residuals, g, cuda=cuda, default=default)
 
 
 _conv_of_twice.defvjp(_forward, _backward)

@@ -110,8 +110,8 @@ def of_twice(less, b, side, c, n):
     return {
         "values, repeated": (twice._plain, x, kernel),
         "values, sub-pixel": (twice._values, x, kernel),
-        "gradients, repeated": (twice._plain_gradients, x, kernel, g),
-        "gradients, sub-pixel": (twice._gradients, x, kernel, g),
+        "gradients, repeated": (functools.partial(twice._gradients, twice._plain), x, kernel, g),
+        "gradients, sub-pixel": (functools.partial(twice._gradients, twice._values), x, kernel, g),
     }
 
 

@@ -14,6 +14,7 @@ from jaxseg.ops.phases import atrous_kernel_gradient, kernel_gradient_by_phases
 from jaxseg.ops.pointwise import _matrix_gradient, _matrix_gradient_cuda
 from jaxseg.ops.resize import resize
 from jaxseg.ops.stock_conv import stock_conv
+from tests.ops.arrays import normal, relative
 
 
 @pytest.fixture
@@ -27,16 +28,6 @@ def cuda(monkeypatch):
     jax.clear_caches()
     yield
     jax.clear_caches()
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
-def relative(a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 # h, w, kernel, rates, pads: odd sizes, sizes that the rate does not divide, uneven padding, cropping, a rate that

@@ -16,20 +16,11 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.resize import resize
 from jaxseg.ops.stock_conv import stock_conv
-from jaxseg.ops.twice import _gradients, _plain, _plain_gradients, _values, conv_of_twice, twice
+from jaxseg.ops.twice import _gradients, _plain, _values, conv_of_twice, twice
 from jaxseg.ops.widened import widened_conv
+from tests.ops.arrays import normal, relative
 
 SAME = {3: ((1, 1), (1, 1)), 7: ((3, 3), (3, 3))}
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
-def relative(a, b):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 # h, w, kernel, rates: three pixels a phase, the last phases with fewer; two, where products are made; rows and columns
@@ -170,7 +161,7 @@ def test_convolution_of_twice(h, w):
     x, kernel, g = normal(0, 2, h, w, 4), normal(1, 3, 3, 4, 3), normal(2, 2, 2 * h, 2 * w, 3)
     with jax.default_matmul_precision("highest"):
         assert relative(_values(x, kernel), _plain(x, kernel)) < 1e-6
-        for got, expected in zip(_gradients(x, kernel, g), _plain_gradients(x, kernel, g), strict=True):
+        for got, expected in zip(_gradients(_values, x, kernel, g), _gradients(_plain, x, kernel, g), strict=True):
             assert relative(got, expected) < 1e-6
 
 
