@@ -10,6 +10,7 @@ import jax
 from jaxseg.report.observers import default_observers
 from jaxseg.train.loop import train
 from jaxseg.train.observer import Observer
+from jaxseg.train.program_store import ProgramStore
 from jaxseg.train.run import make_run
 from jaxseg.train.stop import EXIT_CODE, Preempted
 
@@ -30,11 +31,11 @@ class FirstStep(Observer):
 
 def train_mode(config: Any, workdir: pathlib.Path, *, started: float) -> int:
     """Trains; returns 0, or `EXIT_CODE` (75) when SIGTERM or SIGINT stopped and saved the run."""
-    primary = jax.process_index() == 0
+    primary, cache = jax.process_index() == 0, jax.config.values["jax_compilation_cache_dir"]
     run = make_run(config)
     observers = [*default_observers(str(workdir)), FirstStep(started)] if primary else []
     try:
-        train(run, workdir, observers)
+        train(run, workdir, observers, ProgramStore(pathlib.Path(cache) / "train_steps") if cache else None)
     except Preempted as stopped:
         if primary:
             print(f"jaxseg: {stopped}", file=sys.stderr)

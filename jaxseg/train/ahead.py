@@ -5,16 +5,21 @@ down. What then runs beside the state is XLA's: compiling, or setting up what th
 """
 
 import concurrent.futures
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import Exported, export
 
 from jaxseg.core.mesh import batch_sharding
 from jaxseg.train.collector import collector_paused
+from jaxseg.train.program_store import ProgramStore, program_key
 from jaxseg.train.run import Run, Training
-from jaxseg.train.state import TrainState, place_state, placed_shapes
+from jaxseg.train.state import TrainState, placed_shapes
+
+LOGGER = logging.getLogger(__name__)
 
 
 def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
@@ -27,15 +32,61 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def begin(run: Run, training: Training, weights: Any) -> tuple[TrainState, Callable[[], Callable[..., Any]]]:
-    """The placed state of step 0, and what waits for the compiled `training.step`.
+def begin_program(
+    run: Run, training: Training, programs: ProgramStore | None = None
+) -> Callable[[], Callable[..., Any]]:
+    """Traces `training.step`, where no earlier start has kept what that gives, and begins to compile it in a thread.
 
-    `weights` are of `Run.read_weights`: what can fail comes before the thread, since nothing can end a compilation, not
-    even the process' end.
+    What can fail comes before: nothing can end a compilation, not even the process' end. What tracing raises is raised
+    here.
+
+    Args:
+      run: of `make_run`.
+      training: of `make_training`, for this run.
+      programs: where traced steps are kept; None: nowhere.
+
+    Returns:
+      What waits for the compiled step and returns it.
     """
+    state, batch = placed_shapes(training.abstract, run.mesh), batch_shapes(run)
     with collector_paused():
-        lowered = training.step.lower(placed_shapes(training.abstract, run.mesh), batch_shapes(run))
+        exported = _exported(run, training, state, batch, programs) if programs else None
+        if exported:
+            # At the first start too: all starts compile the kept program.
+            lowered = jax.jit(exported.call, donate_argnums=0).lower(jax.tree.leaves(state), batch)
+        else:
+            lowered = training.step.lower(state, batch)
     thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="train_step")
     program = thread.submit(lowered.compile)
     thread.shutdown(wait=False)
-    return place_state(training.first_state(weights), run.mesh), program.result
+    return (lambda: _of_state(program.result(), jax.tree.structure(state))) if exported else program.result
+
+
+def _exported(run: Run, training: Training, state: TrainState, batch: Any, programs: ProgramStore) -> Exported | None:
+    """The step as a program of the state's leaves, read or traced and kept; None where that is not possible."""
+    key, structure = program_key(run), jax.tree.structure(state)
+    found = programs.find(key) if key else None
+    if found or not key:
+        return found
+
+    def step(leaves: list[jax.Array], batch: Any) -> tuple[list[jax.Array], Any]:
+        state, metrics = training.step(jax.tree.unflatten(structure, leaves), batch)
+        return jax.tree.leaves(state), metrics
+
+    try:
+        exported = export(jax.jit(step, donate_argnums=0))(jax.tree.leaves(state), batch)
+    except (ValueError, NotImplementedError) as reason:  # cannot be kept; what is wrong with the network comes again
+        LOGGER.info("The traced step is not kept for the next start: %s", reason)
+        return None
+    programs.save(key, exported)
+    return exported
+
+
+def _of_state(program: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """A program of the state's leaves as one of the state."""
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        leaves, metrics = program(jax.tree.leaves(state), batch)
+        return jax.tree.unflatten(structure, leaves), metrics
+
+    return step

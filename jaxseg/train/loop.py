@@ -10,13 +10,14 @@ import jax
 
 from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
-from jaxseg.train.ahead import begin
+from jaxseg.train.ahead import begin_program
 from jaxseg.train.checkpoint import CheckpointStore
 from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
+from jaxseg.train.program_store import ProgramStore
 from jaxseg.train.run import Run, Training, make_training
-from jaxseg.train.state import TrainState, placed_shapes
+from jaxseg.train.state import TrainState, place_state, placed_shapes
 from jaxseg.train.step import TRAINED_FIELDS
 from jaxseg.train.stop import Preempted, StopRequest
 from jaxseg.train.workdir import claim
@@ -25,8 +26,16 @@ LOGGER = logging.getLogger(__name__)
 SUMMARY = ("miou_present", "miou_all", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")
 
 
-def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dict[str, Any]:
+def train(
+    run: Run, workdir: pathlib.Path, observers: Sequence[Observer], programs: ProgramStore | None = None
+) -> dict[str, Any]:
     """Trains until `config.train.total_steps`, going on from the newest checkpoint in the work directory.
+
+    Args:
+      run: of `make_run`.
+      workdir: of this run alone.
+      observers: are told what happens.
+      programs: compiled train steps of earlier starts; None: the step is traced.
 
     Returns:
       The last evaluation's metrics, `step`, and `best_step`.
@@ -46,10 +55,11 @@ def train(run: Run, workdir: pathlib.Path, observers: Sequence[Observer]) -> dic
         restored = restore(store, training, run, batches)
         weights = None if restored else run.read_weights()  # before all that takes time: files may not fit
         batches.start_prefetch()  # its processes start while the first state is made
-        if not restored:
-            (state, program), start = begin(run, training, weights), 0
+        if restored:
+            (state, start), program = restored, lambda: begin_program(run, training, programs)()
         else:
-            (state, start), program = restored, lambda: training.step
+            program = begin_program(run, training, programs)
+            state, start = place_state(training.first_state(weights), run.mesh), 0
         notify(observers, "on_start", config, str(workdir), config.train.total_steps, start)
         state, metrics = run_steps(run, program, evaluate, state, start, batches, store, observers)
         store.wait()

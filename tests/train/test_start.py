@@ -16,7 +16,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import make_mesh, put_batch
 from jaxseg.core.rng import base_key
 from jaxseg.train import loop
-from jaxseg.train.ahead import batch_shapes, begin
+from jaxseg.train.ahead import batch_shapes, begin_program
 from jaxseg.train.loop import open_train_batches
 from jaxseg.train.run import _LITTLE, make_run, make_training
 from jaxseg.train.state import place_state, placed_shapes
@@ -61,8 +61,8 @@ def test_the_program_made_ahead_takes_what_the_input_gives_and_steps_as_the_plai
     batch = put_batch(run.mesh, {name: first[name] for name in TRAINED_FIELDS})
     described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch)
     assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), batch_shapes(run))
-    state, program = begin(run, training, run.read_weights())
-    ahead = program()(state, batch)
+    program = begin_program(run, training)
+    ahead = program()(place_state(training.first_state(run.read_weights()), run.mesh), batch)
     plain = training.step(place_state(training.first_state(run.read_weights()), run.mesh), batch)
     jax.tree.map(np.testing.assert_array_equal, ahead, plain)
     assert int(ahead[0].step) == 1
@@ -82,7 +82,7 @@ def test_small_parameters_lie_together_where_none_is_split(run, fsdp, together):
     assert (widest >= total) == together
 
 
-def test_what_tracing_raises_comes_before_the_state_and_the_collector_is_on_again(run):
+def test_what_tracing_raises_comes_before_the_state_and_the_collector_is_on_again(run, tmp_path, monkeypatch):
     collecting = []
 
     def lower(*_):
@@ -95,8 +95,9 @@ def test_what_tracing_raises_comes_before_the_state_and_the_collector_is_on_agai
     training = dataclasses.replace(
         make_training(run), step=type("Step", (), {"lower": staticmethod(lower)}), first_state=state
     )
+    monkeypatch.setattr(loop, "make_training", lambda _: training)
     with pytest.raises(JaxsegError, match="the network's minimum"):
-        begin(run, training, run.read_weights())
+        loop.train(run, tmp_path / "run", [])
     assert collecting == [False]
     assert gc.isenabled()
 
@@ -105,7 +106,7 @@ def test_weights_that_cannot_be_read_are_found_before_a_program_or_workers_begin
     def begun(*_):
         raise AssertionError("the process would wait for it")
 
-    monkeypatch.setattr(loop, "begin", begun)
+    monkeypatch.setattr(loop, "begin_program", begun)
     monkeypatch.setattr("jaxseg.data.pipeline.TrainIterator.start_prefetch", begun)
     config = copy.deepcopy(run.config)
     config.weights.update({"path": str(tmp_path / "nowhere.npz"), "table": "torchvision_resnet"})

@@ -1,0 +1,123 @@
+"""Traced train steps on disk, so that a start with the same program does not trace it again.
+
+XLA's compilation cache is asked with the lowered program: a start traces the network first, and that is a third of what
+FC-DenseNet103's takes. Here the question is all that the program is made from: the config, the facts of the data set,
+the mesh, the sources of jaxseg, the packages, the options of JAX. What differs in one of them is another program, which
+is traced as ever, and then kept too.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import platform
+import re
+import zlib
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import flax
+import jax
+import jax.export
+import optax
+
+from jaxseg.core.files import write_bytes
+from jaxseg.train.class_weights import read_class_weights
+from jaxseg.train.run import Run
+from jaxseg.train.workdir import CHANGEABLE, PACKAGES, flatten
+
+LOGGER = logging.getLogger(__name__)
+SOURCES = pathlib.Path(__file__).resolve().parents[1]
+TRACED_WITH = (jax, flax, optax)
+OPTIONS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_", "CUDNN_", "NVIDIA_")
+DIGEST_BYTES = hashlib.sha256().digest_size
+KEPT = 64
+
+
+class ProgramStore:
+    """A folder of traced train steps (StableHLO by `jax.export`, no machine code, no pickles); the newest 64 stay.
+
+    Args:
+      folder: where the files are, `<key>.stablehlo` each; made where it is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._folder = pathlib.Path(folder)
+
+    def find(self, key: str) -> jax.export.Exported | None:
+        """What `save` has kept under this key; None where there is nothing, or where the file is damaged."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(packed).digest() != digest:
+            LOGGER.warning("%s is damaged; the train step is traced again.", path)
+            return None
+        return jax.export.deserialize(bytearray(zlib.decompress(packed)))
+
+    def save(self, key: str, program: jax.export.Exported) -> None:
+        """Keeps the program under this key; the file is whole or not there."""
+        packed = zlib.compress(program.serialize(), 1)
+        try:
+            write_bytes(self._path(key), hashlib.sha256(packed).digest() + packed)
+        except OSError as error:
+            LOGGER.warning("The train step is not kept for the next start: %s.", error)
+            return
+        files = sorted(self._folder.glob("*.stablehlo"), key=lambda file: file.stat().st_mtime_ns)
+        for old in files[:-KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> pathlib.Path:
+        return self._folder / f"{key}.stablehlo"
+
+
+def program_key(run: Run) -> str | None:
+    """A hexadecimal digest of all that decides the train step of this run; None where that cannot be told.
+
+    It cannot where a piece of the network is the user's own module, whose sources nobody lists. Several processes,
+    which must run one program, trace it too: one's folder may hold what another's does not.
+    """
+    config = run.config.to_dict() | {"loss": read_class_weights(run.config.loss.to_dict(), run.info)}
+    flat = flatten(config)
+    if jax.process_count() > 1 or names_of_others(flat):
+        return None
+    devices = [(device.id, device.device_kind) for device in run.mesh.devices.flat]
+    facts = {
+        "config": {key: value for key, value in flat.items() if not key.startswith(CHANGEABLE)},
+        "info": dataclasses.asdict(run.info),
+        "mesh": [dict(run.mesh.shape), devices, jax.device_count(), jax.default_backend()],
+        "packages": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "installed": [_stamps(pathlib.Path(str(package.__file__)).parent) for package in TRACED_WITH],
+        "sources": {file.relative_to(SOURCES).as_posix(): file.read_bytes() for file in SOURCES.rglob("*.py")},
+        "options": jax.config.values,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(OPTIONS)},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def names_of_others(flat: dict[str, Any]) -> list[str]:
+    """Names in a flattened config, keys or values, that may be module paths outside of jaxseg (`their_package.net`)."""
+
+    def words(value: Any) -> Iterable[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                yield from words(entry)
+
+    paths = [word for value in flat.values() for word in words(value)]
+    paths += [key.removeprefix("loss.") for key in flat if key.startswith("loss.")]
+    dotted = [path for path in paths if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path)]
+    return [path for path in dotted if importlib.util.find_spec(path.partition(".")[0]) is not None]
+
+
+def _stamps(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+    """Size and time of each source file: an edited package has its old version."""
+    stats = [(file, file.stat()) for file in sorted(folder.rglob("*.py"))]
+    return [(file.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns) for file, found in stats]

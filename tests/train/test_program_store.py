@@ -1,0 +1,259 @@
+"""The train step of an earlier start: taken where all is as it was, bit for bit the same, and left where it is not."""
+
+import copy
+import dataclasses
+import functools
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.defaults import defaults
+from jaxseg.core.mesh import make_mesh
+from jaxseg.train import ahead, program_store
+from jaxseg.train.ahead import batch_shapes, begin_program
+from jaxseg.train.program_store import ProgramStore, names_of_others, program_key
+from jaxseg.train.run import make_run, make_training
+from jaxseg.train.state import place_state
+from jaxseg.train.workdir import flatten
+from tests.e2e.tiny import get_config
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A small U-Net with batch norm on two devices; the data set is named and not opened."""
+    config = get_config()
+    config.model = ConfigDict({"name": "unet", "width": 4, "depth": 2, "padding": "same", "batch_norm": True})
+    config.model.update({"image_mean": (120.0, 120.0, 120.0), "image_std": (60.0, 60.0, 60.0)})
+    config.optimizer = defaults().optimizer  # optax's Adam promotes dtypes, which the tests forbid
+    config.train.batch_size = 2
+    made = make_run(config, open_data=False)
+    return dataclasses.replace(made, mesh=make_mesh(devices=jax.devices()[:2]))
+
+
+@pytest.fixture(scope="module")
+def training(run):
+    return make_training(run)
+
+
+@pytest.fixture
+def programs(tmp_path):
+    return ProgramStore(tmp_path / "programs")
+
+
+def files(programs):
+    return sorted(programs._folder.glob("*"))
+
+
+def batch(run):
+    shapes, rng = batch_shapes(run), np.random.default_rng(3)
+    arrays = {name: rng.integers(0, 3, shape.shape).astype(shape.dtype) for name, shape in shapes.items()}
+    return {name: jax.device_put(array, shapes[name].sharding) for name, array in arrays.items()}
+
+
+class Untraceable:
+    """In place of a step: neither traced nor lowered."""
+
+    def __call__(self, *_):
+        raise AssertionError("traced again")
+
+    lower = __call__
+
+
+def untraceable(training):
+    return dataclasses.replace(training, step=Untraceable())
+
+
+def with_config(run, **changes):
+    """The run with `section__key=value` in its config."""
+    config = copy.deepcopy(run.config)
+    with config.unlocked():
+        for path, value in changes.items():
+            section, _, key = path.partition("__")
+            if key:
+                config[section][key] = value
+            else:
+                config[section] = value
+    return dataclasses.replace(run, config=config)
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_the_second_start_does_not_trace_and_its_steps_are_the_first_ones_bit_for_bit(run, programs, axis):
+    """And those of the step as it is traced, but for the rounding of other fusions."""
+    mesh = make_mesh({"data": 1, "fsdp": 1} | {axis: 2}, devices=jax.devices()[:2])
+    run = dataclasses.replace(run, mesh=mesh)
+    training, given = make_training(run), batch(run)
+    state = place_state(training.create(run.initial_variables(run.read_weights())), mesh)
+    steps = [begin_program(run, training, programs)(), begin_program(run, untraceable(training), programs)()]
+    states, metrics = [copy_of(state), copy_of(state), state], [{}, {}, {}]
+    for _ in range(2):
+        before = states[1]
+        for i, step in enumerate([*steps, training.step]):
+            states[i], metrics[i] = step(states[i], given)
+    assert int(states[1].step) == 2
+    assert np.isfinite(float(metrics[1]["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, (states[0], metrics[0]), (states[1], metrics[1]))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, (states[1], metrics[1]), (states[2], metrics[2]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))  # donated
+    placed = [[leaf.sharding for leaf in jax.tree.leaves(state)] for state in states[1:]]
+    assert all(a.is_equivalent_to(b, 4) for a, b in zip(*placed, strict=True))
+    assert any(not sharding.is_fully_replicated for sharding in placed[0]) == (axis == "fsdp")
+    if axis == "data":  # activations stay where their images are
+        kept = (
+            jax.jit(programs.find(program_key(run)).call).lower(jax.tree.leaves(states[1]), given).compile().as_text()
+        )
+        assert "all-reduce" in kept
+        assert "all-gather" not in kept
+
+
+def copy_of(state):
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), state)
+
+
+def test_without_a_store_nothing_is_kept_and_the_step_is_traced(run, training):
+    with pytest.raises(AssertionError, match="traced again"):
+        begin_program(run, untraceable(training))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train__ema_decay": 0.5},
+        {"train__total_steps": 31},  # of the schedule
+        {"data__crop_size_px": (48, 64)},
+        {"loss": ConfigDict({"focal": 1.0})},
+        {"loss": ConfigDict({"cross_entropy": {"weight": 1.0, "class_weights": (1.0,) * 21}})},
+    ],
+)
+def test_another_config_is_another_program(run, change):
+    assert program_key(with_config(run, **change)) != program_key(run)
+
+
+def test_what_does_not_reach_the_step_keeps_the_program(run):
+    other = with_config(run, train__log_every_steps=7, evaluate__every_steps=3, data__workers=0, checkpoint__keep=9)
+    assert program_key(other) == program_key(run)
+
+
+def test_class_weights_are_told_by_their_numbers_and_not_by_their_file(run, tmp_path):
+    """A file that is written anew has the old name."""
+    path, keys = tmp_path / "weights.json", []
+    named = with_config(run, loss=ConfigDict({"cross_entropy": {"weight": 1.0, "class_weights": str(path)}}))
+    for weight in (1.0, 2.0, 1.0):
+        classes = list(run.info.class_names)
+        path.write_text(json.dumps({"classes": classes, "class_weights": [weight] * len(classes)}))
+        keys.append(program_key(named))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_another_mesh_data_set_option_or_variable_is_another_program(run, monkeypatch):
+    keys = [program_key(run)]
+    keys.append(program_key(dataclasses.replace(run, mesh=make_mesh(devices=jax.devices()[1:3]))))
+    keys.append(
+        program_key(dataclasses.replace(run, mesh=make_mesh({"data": 1, "fsdp": 2}, devices=jax.devices()[:2])))
+    )
+    keys.append(program_key(dataclasses.replace(run, info=dataclasses.replace(run.info, void=254))))
+    with jax.default_matmul_precision("float32"):
+        keys.append(program_key(run))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    keys.append(program_key(run))
+    monkeypatch.undo()
+    assert len(set(keys)) == len(keys)
+    assert program_key(run) == keys[0]
+
+
+def test_an_edited_source_of_ours_or_of_a_package_is_another_program(run, tmp_path, monkeypatch):
+    ours = tmp_path / "jaxseg"
+    ours.mkdir()
+    (ours / "ops.py").write_text("RATE = 1\n")
+    monkeypatch.setattr(program_store, "SOURCES", ours)
+    monkeypatch.setattr(program_store, "TRACED_WITH", (type("Package", (), {"__file__": str(ours / "ops.py")}),))
+    first = program_key(run)
+    stamps = program_store._stamps(ours)
+    (ours / "ops.py").write_text("RATE = 2\n")
+    assert program_key(run) != first
+    assert program_store._stamps(ours)[0][:2] == ("ops.py", 9)
+    assert program_store._stamps(ours) != stamps  # by its time: the size is the same
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"model": {"name": "numpy.net"}}, ["numpy.net"]),
+        ({"loss": {"numpy.losses.mine": 1.0}}, ["numpy.losses.mine"]),
+        ({"evaluate": {"metrics": ("confusion", "numpy.mine")}}, ["numpy.mine"]),
+        ({"model": {"name": "deeplab_v3"}, "weights": {"path": "nowhere_to_import.npz"}, "rate": 0.1}, []),
+    ],
+)
+def test_names_of_modules_outside_are_told_from_files(config, names):
+    assert names_of_others(flatten(config)) == names
+
+
+def test_a_users_own_piece_and_several_processes_keep_nothing(run, training, programs, monkeypatch):
+    assert program_key(with_config(run, objective="numpy.objective")) is None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert program_key(run) is None
+    with pytest.raises(AssertionError, match="traced again"):
+        begin_program(run, untraceable(training), programs)
+    assert files(programs) == []
+
+
+class Kept:
+    """In place of an exported program."""
+
+    def serialize(self):
+        return b"payload" * 9
+
+
+def test_a_damaged_file_is_said_and_not_taken(programs, caplog, monkeypatch):
+    monkeypatch.setattr(jax.export, "deserialize", bytes)
+    programs.save("a", Kept())
+    (path,) = files(programs)
+    assert programs.find("a") == b"payload" * 9
+    whole = path.read_bytes()
+    for content in (whole[:-1], b"", whole[:40] + b"X" + whole[41:], b"X" + whole[1:]):
+        path.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert programs.find("a") is None
+        assert "a.stablehlo is damaged" in caplog.text
+        caplog.clear()
+    assert programs.find("b") is None
+    assert caplog.text == ""
+
+
+def test_the_newest_stay(programs, monkeypatch):
+    monkeypatch.setattr(program_store, "KEPT", 3)
+    for key in "edcba":
+        programs.save(key, Kept())
+    assert [file.name for file in files(programs)] == ["a.stablehlo", "b.stablehlo", "c.stablehlo"]
+
+
+def test_a_folder_that_cannot_be_written_is_said(programs, caplog):
+    programs._folder.write_text("a file where the folder should be")
+    programs.save("a", Kept())
+    assert "not kept for the next start: [Errno" in caplog.text
+
+
+def test_a_step_that_cannot_be_kept_is_compiled_all_the_same(run, training, programs, caplog, monkeypatch):
+    """As one with an operation for which JAX does not vouch; what is wrong with the network is raised as it is."""
+
+    def refuse(_):
+        raise ValueError("Cannot serialize code with custom calls whose targets have no compatibility guarantees")
+
+    monkeypatch.setattr(ahead, "export", refuse)
+    with caplog.at_level(logging.INFO):
+        program = begin_program(run, training, programs)()
+    assert "custom calls" in caplog.text
+    state = place_state(training.create(run.initial_variables(run.read_weights())), run.mesh)
+    assert int(program(state, batch(run))[0].step) == 1
+    assert files(programs) == []
+
+    class Wrong(Untraceable):
+        def lower(self, *_):
+            raise ValueError("the network's own")
+
+    with pytest.raises(ValueError, match="the network's own"):
+        begin_program(run, dataclasses.replace(training, step=Wrong()), programs)
