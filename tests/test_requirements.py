@@ -14,7 +14,7 @@ LINE = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ #]+) +# (?P<reaso
 OPTIONAL = ("references", "benchmarks")
 
 # Lines without an import of ours: the reason in the file says who needs them.
-NOT_IMPORTED = {"array-record", "chex"}
+NOT_IMPORTED = {"array-record", "chex", "flatbuffers"}
 IMPORTED_AS = {
     "absl": "absl-py",
     "array_record": "array-record",
