@@ -6,7 +6,6 @@ from typing import Any
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.train.checkpoint import CheckpointMismatch, CheckpointStore
-from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.run import Run, make_training
 from jaxseg.train.state import placed_shapes
 from jaxseg.train.workdir import differences
@@ -50,7 +49,5 @@ def restore_variables(run: Run, workdir: pathlib.Path, checkpoint: str) -> tuple
 
 def _other_keys(run: Run, workdir: pathlib.Path) -> list[str]:
     """A line for each key of the config that the training had otherwise."""
-    config = run.config.to_dict()
-    config["loss"] = read_class_weights(config["loss"], run.info)  # as the run noted it
     # Where the first weights came from changes no array.
-    return [line for line in differences(workdir, config) if not line.startswith("  config.weights.")]
+    return [line for line in differences(workdir, run.noted_config()) if not line.startswith("  config.weights.")]

@@ -73,10 +73,12 @@ def _exported(run: Run, training: Training, state: TrainState, batch: Any, progr
         state, metrics = training.step(jax.tree.unflatten(structure, leaves), batch)
         return jax.tree.leaves(state), metrics
 
+    jitted, given = jax.jit(step, donate_argnums=0), (jax.tree.leaves(state), batch)
+    jitted.trace(*given)  # what is wrong with the network is raised here; export takes what is traced
     try:
-        exported = export(jax.jit(step, donate_argnums=0))(jax.tree.leaves(state), batch)
-    except (ValueError, NotImplementedError) as reason:  # cannot be kept; what is wrong with the network comes again
-        LOGGER.info("The traced step is not kept for the next start: %s", reason)
+        exported = export(jitted)(*given)
+    except (ValueError, NotImplementedError) as reason:  # host callbacks (jax.debug.print), operations of no fixed form
+        LOGGER.warning("The traced train step is not kept for the next start: %s", reason)
         return None
     programs.save(key, exported)
     return exported

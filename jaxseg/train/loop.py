@@ -12,7 +12,6 @@ from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
 from jaxseg.train.ahead import begin_program
 from jaxseg.train.checkpoint import CheckpointStore
-from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
 from jaxseg.train.program_store import ProgramStore
@@ -35,7 +34,7 @@ def train(
       run: of `make_run`.
       workdir: of this run alone.
       observers: are told what happens.
-      programs: compiled train steps of earlier starts; None: the step is traced.
+      programs: traced train steps of earlier starts; None: the step is traced.
 
     Returns:
       The last evaluation's metrics, `step`, and `best_step`.
@@ -47,8 +46,7 @@ def train(
     config = run.config
     # All that a config can get wrong comes first: a mistyped name must not make the folder another run's.
     training, evaluate = make_training(run), make_evaluation(run, observers)
-    # Class weights as numbers: a run whose file of weights changes is another run.
-    claim(workdir, config.to_dict() | {"loss": read_class_weights(config.loss.to_dict(), run.info)})
+    claim(workdir, run.noted_config())
     with contextlib.ExitStack() as closing:
         batches = closing.enter_context(contextlib.closing(open_train_batches(run)))
         store = closing.enter_context(contextlib.closing(CheckpointStore(workdir, keep=config.checkpoint.keep)))

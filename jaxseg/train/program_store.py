@@ -26,7 +26,6 @@ import jax.export
 import optax
 
 from jaxseg.core.files import write_bytes
-from jaxseg.train.class_weights import read_class_weights
 from jaxseg.train.run import Run
 from jaxseg.train.workdir import CHANGEABLE, PACKAGES, flatten
 
@@ -83,8 +82,7 @@ def program_key(run: Run) -> str | None:
     It cannot where a piece of the network is the user's own module, whose sources nobody lists. Several processes,
     which must run one program, trace it too: one's folder may hold what another's does not.
     """
-    config = run.config.to_dict() | {"loss": read_class_weights(run.config.loss.to_dict(), run.info)}
-    flat = flatten(config)
+    flat = flatten(run.noted_config())
     if jax.process_count() > 1 or names_of_others(flat):
         return None
     devices = [(device.id, device.device_kind) for device in run.mesh.devices.flat]

@@ -75,6 +75,14 @@ class Run:
             raise ValueError("this run was made with open_data=False")
         return self.dataset
 
+    def noted_config(self) -> dict[str, Any]:
+        """The config with class weights as numbers: a run whose file of weights changes is another run.
+
+        Raises:
+          JaxsegError: as `read_class_weights`.
+        """
+        return self.config.to_dict() | {"loss": read_class_weights(self.config.loss.to_dict(), self.info)}
+
     def name_of(self, index: int) -> str:
         """The file that a training example came from."""
         return self.open_dataset().split(self.config.data.train_split).name_of(index)
@@ -212,7 +220,7 @@ def make_training(run: Run) -> Training:
     abstract = jax.eval_shape(create, shapes)
     objective = resolve("train.objectives", config.objective)(
         model=run.model,
-        loss=compose(read_class_weights(config.loss.to_dict(), run.info)),
+        loss=compose(run.noted_config()["loss"]),
         loss_aux_weight=config.loss_aux_weight,
         image_mean=run.image_mean,
         image_std=run.image_std,

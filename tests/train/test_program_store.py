@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from experiments.defaults import defaults
 from jaxseg.core.mesh import make_mesh
-from jaxseg.train import ahead, program_store
+from jaxseg.tools import train as mode
+from jaxseg.train import program_store
 from jaxseg.train.ahead import batch_shapes, begin_program
 from jaxseg.train.program_store import ProgramStore, names_of_others, program_key
 from jaxseg.train.run import make_run, make_training
@@ -67,16 +68,11 @@ def untraceable(training):
     return dataclasses.replace(training, step=Untraceable())
 
 
-def with_config(run, **changes):
-    """The run with `section__key=value` in its config."""
+def with_config(run, changes):
+    """The run with other values at `section.key` in its config."""
     config = copy.deepcopy(run.config)
     with config.unlocked():
-        for path, value in changes.items():
-            section, _, key = path.partition("__")
-            if key:
-                config[section][key] = value
-            else:
-                config[section] = value
+        config.update_from_flattened_dict(changes)
     return dataclasses.replace(run, config=config)
 
 
@@ -103,11 +99,10 @@ def test_the_second_start_does_not_trace_and_its_steps_are_the_first_ones_bit_fo
     assert all(a.is_equivalent_to(b, 4) for a, b in zip(*placed, strict=True))
     assert any(not sharding.is_fully_replicated for sharding in placed[0]) == (axis == "fsdp")
     if axis == "data":  # activations stay where their images are
-        kept = (
-            jax.jit(programs.find(program_key(run)).call).lower(jax.tree.leaves(states[1]), given).compile().as_text()
-        )
-        assert "all-reduce" in kept
-        assert "all-gather" not in kept
+        kept = programs.find(program_key(run)).call
+        program = jax.jit(kept).lower(jax.tree.leaves(states[1]), given).compile().as_text()
+        assert "all-reduce" in program
+        assert "all-gather" not in program
 
 
 def copy_of(state):
@@ -122,26 +117,26 @@ def test_without_a_store_nothing_is_kept_and_the_step_is_traced(run, training):
 @pytest.mark.parametrize(
     "change",
     [
-        {"train__ema_decay": 0.5},
-        {"train__total_steps": 31},  # of the schedule
-        {"data__crop_size_px": (48, 64)},
-        {"loss": ConfigDict({"focal": 1.0})},
-        {"loss": ConfigDict({"cross_entropy": {"weight": 1.0, "class_weights": (1.0,) * 21}})},
+        {"train.ema_decay": 0.5},
+        {"train.total_steps": 31},  # of the schedule
+        {"data.crop_size_px": (48, 64)},
+        {"loss.cross_entropy": 2.0},
+        {"loss.focal": ConfigDict({"weight": 1.0, "class_weights": (1.0,) * 21})},
     ],
 )
 def test_another_config_is_another_program(run, change):
-    assert program_key(with_config(run, **change)) != program_key(run)
+    assert program_key(with_config(run, change)) != program_key(run)
 
 
 def test_what_does_not_reach_the_step_keeps_the_program(run):
-    other = with_config(run, train__log_every_steps=7, evaluate__every_steps=3, data__workers=0, checkpoint__keep=9)
-    assert program_key(other) == program_key(run)
+    other = {"train.log_every_steps": 7, "evaluate.every_steps": 3, "data.workers": 0, "checkpoint.keep": 9}
+    assert program_key(with_config(run, other)) == program_key(run)
 
 
 def test_class_weights_are_told_by_their_numbers_and_not_by_their_file(run, tmp_path):
     """A file that is written anew has the old name."""
     path, keys = tmp_path / "weights.json", []
-    named = with_config(run, loss=ConfigDict({"cross_entropy": {"weight": 1.0, "class_weights": str(path)}}))
+    named = with_config(run, {"loss.focal": ConfigDict({"weight": 1.0, "class_weights": str(path)})})
     for weight in (1.0, 2.0, 1.0):
         classes = list(run.info.class_names)
         path.write_text(json.dumps({"classes": classes, "class_weights": [weight] * len(classes)}))
@@ -193,7 +188,7 @@ def test_names_of_modules_outside_are_told_from_files(config, names):
 
 
 def test_a_users_own_piece_and_several_processes_keep_nothing(run, training, programs, monkeypatch):
-    assert program_key(with_config(run, objective="numpy.objective")) is None
+    assert program_key(with_config(run, {"objective": "numpy.objective"})) is None
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert program_key(run) is None
     with pytest.raises(AssertionError, match="traced again"):
@@ -237,23 +232,47 @@ def test_a_folder_that_cannot_be_written_is_said(programs, caplog):
     assert "not kept for the next start: [Errno" in caplog.text
 
 
-def test_a_step_that_cannot_be_kept_is_compiled_all_the_same(run, training, programs, caplog, monkeypatch):
-    """As one with an operation for which JAX does not vouch; what is wrong with the network is raised as it is."""
+def test_a_step_that_cannot_be_kept_is_compiled_all_the_same(run, training, programs, caplog):
+    """One that calls the host, as a `jax.debug.print` in a network does, has no form on disk."""
 
-    def refuse(_):
-        raise ValueError("Cannot serialize code with custom calls whose targets have no compatibility guarantees")
+    def told(state, batch):
+        jax.debug.callback(seen.append, state.step)
+        return training.step(state, batch)
 
-    monkeypatch.setattr(ahead, "export", refuse)
-    with caplog.at_level(logging.INFO):
-        program = begin_program(run, training, programs)()
-    assert "custom calls" in caplog.text
+    seen = []
     state = place_state(training.create(run.initial_variables(run.read_weights())), run.mesh)
+    telling = dataclasses.replace(training, step=jax.jit(told))
+    with caplog.at_level(logging.WARNING):
+        program = begin_program(run, telling, programs)()
+    assert "not kept for the next start: serialization of host_callbacks" in caplog.text
     assert int(program(state, batch(run))[0].step) == 1
+    jax.effects_barrier()
+    assert [int(step) for step in seen] == [0]
     assert files(programs) == []
 
-    class Wrong(Untraceable):
-        def lower(self, *_):
-            raise ValueError("the network's own")
+
+def test_what_is_wrong_with_the_network_is_raised_as_it_is_and_traced_once(run, training, programs):
+    calls = []
+
+    def wrong(*_):
+        calls.append(1)
+        raise ValueError("the network's own")
 
     with pytest.raises(ValueError, match="the network's own"):
-        begin_program(run, dataclasses.replace(training, step=Wrong()), programs)
+        begin_program(run, dataclasses.replace(training, step=wrong), programs)
+    assert calls == [1]
+
+
+def test_training_by_command_keeps_its_steps_beside_xlas_programs(tmp_path, monkeypatch):
+    """In the folder that the command sets; none where there is no compilation cache."""
+    folders = []
+    monkeypatch.setattr(mode, "make_run", lambda _: None)
+    monkeypatch.setattr(mode, "train", lambda *given: folders.append(given[3] and given[3]._folder))
+    before = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        for cache in (str(tmp_path), None):
+            jax.config.update("jax_compilation_cache_dir", cache)
+            assert mode.train_mode(None, tmp_path / "run", started=0.0) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert folders == [tmp_path / "train_steps", None]
