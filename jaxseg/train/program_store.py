@@ -48,11 +48,14 @@ class ProgramStore:
         self._folder = pathlib.Path(folder)
 
     def find(self, key: str) -> jax.export.Exported | None:
-        """What `save` has kept under this key; None where there is nothing, or where the file is damaged."""
+        """What `save` has kept under this key; None where there is nothing, or nothing that can be read."""
         path = self._path(key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            LOGGER.warning("%s; the train step is traced again.", error)
             return None
         digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         if hashlib.sha256(packed).digest() != digest:

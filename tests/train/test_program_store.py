@@ -230,8 +230,10 @@ def test_the_newest_stay(programs, monkeypatch):
     assert [file.name for file in files(programs)] == ["a.stablehlo", "b.stablehlo", "c.stablehlo"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(programs, caplog):
+def test_a_folder_that_cannot_be_used_is_said_and_stops_nothing(programs, caplog):
     programs._folder.write_text("a file where the folder should be")
+    assert programs.find("a") is None
+    assert "a.stablehlo'; the train step is traced again." in caplog.text
     programs.save("a", Kept())
     assert "not kept for the next start: [Errno" in caplog.text
 
