@@ -11,8 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.apart import gradient_apart
+
 Moments = tuple[jax.Array, jax.Array]  # mean, variance of each channel
 Arrays = tuple[jax.Array, ...]
+
+# Pixels of all images up to which `Stack.joined_where_small` joins. FC-DenseNet103, train step of 3x224x224 on two
+# cores, in turns: 9.1 s without, 9.1 with 4096 (maps of 28x28 and smaller), 9.3 with 10000 (56x56 too); the program has
+# 8,500, 6,700 and 6,400 fusions, and is read from the compilation cache in 41 to 48 s without, 20 to 24 s with 4096.
+SMALL_PIXELS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +240,32 @@ class Stack(NamedTuple):
         """This one's pieces, then the other's."""
         beside = None if self.beside is None or other.beside is None else _beside(self.beside, other.beside)
         return Stack(self.pieces + other.pieces, self.moments + other.moments, beside)
+
+    def joined_where_small(self, witness: jax.Array) -> "Stack":
+        """The same as one piece where the maps are small: another layer then adds a norm's work once, not once a piece.
+
+        Args:
+          witness: of `gradient_apart`; without that border XLA's CPU makes each gradient of all later layers' anew.
+
+        Returns:
+          A stack of one piece where all images together have at most `SMALL_PIXELS` pixels; else this one.
+        """
+        first = self.pieces[0]
+        if len(self.pieces) == 1 or first.size > SMALL_PIXELS * first.shape[-1]:
+            return self
+        known = [moments for moments in self.moments if moments is not None]
+        joined: Moments | None = None
+        if len(known) == len(self.pieces):
+            joined = jnp.concatenate([mean for mean, _ in known]), jnp.concatenate([var for _, var in known])
+        return Stack((gradient_apart(self.whole(), witness),), (joined,), self.beside)
+
+    def last(self, channels: int) -> jax.Array:
+        """`[*b, h, w, channels]`: the last `channels` of the whole; the pieces before them are not read."""
+        pieces: list[jax.Array] = []
+        for piece in reversed(self.pieces):
+            if left := channels - sum(piece.shape[-1] for piece in pieces):
+                pieces.insert(0, piece[..., -min(left, piece.shape[-1]) :])
+        return jnp.concatenate(pieces, axis=-1)
 
     def whole(self) -> jax.Array:
         """`[*b, h, w, c1 + c2 + ..]`."""

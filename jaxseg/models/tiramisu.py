@@ -45,7 +45,7 @@ class NormConv(nn.Module):
 
     @nn.compact
     def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
-        """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack with the moments of its pieces."""
+        """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack, with moments, small maps joined."""
         x, stack = StackNorm(self.norm, self.dtype, name="norm")(stack, train)
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
         x = Conv(self.features, self.kernel_size, name="conv", **shared)(x)
@@ -54,7 +54,7 @@ class NormConv(nn.Module):
         x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         if self.pool:
             x = gradient_apart(max_pool(x, 2), witness)
-        return x, stack
+        return x, stack.joined_where_small(witness)
 
 
 class DenseBlock(nn.Module):
@@ -91,13 +91,6 @@ class DenseBlock(nn.Module):
         return Stack.of(block)
 
 
-def _last(stack: Stack, layers: int, growth_rate: int) -> jax.Array:
-    """What the last block's layers made: its last pieces, or the end of its only one."""
-    if len(stack.pieces) == 1:
-        return stack.pieces[0][..., -layers * growth_rate :]
-    return jnp.concatenate(stack.pieces[-layers:], axis=-1)
-
-
 class Tiramisu(nn.Module):
     """See `build`."""
 
@@ -127,16 +120,15 @@ class Tiramisu(nn.Module):
             skips.append(skip)
             stack = Stack.of(x)
         stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
-        outputs["bottleneck"] = stack.whole()
+        x = outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
-            new = _last(stack, self.layers[levels + i], self.growth_rate)
+            new = stack.last(self.layers[levels + i] * self.growth_rate)
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
             grown = up(new, skip.pieces[0].shape[-3:-1])
             stack = Stack.of(grown).before(skip)
             stack = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(stack, train)
-            outputs[f"up{i + 1}"] = stack.whole()
-        x = outputs[f"up{levels}"]
+            x = outputs[f"up{i + 1}"] = stack.whole()
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=HE_UNIFORM, name="classifier")
         return outputs | {"logits": classifier(x)}
 
