@@ -35,7 +35,7 @@ def train_mode(config: Any, workdir: pathlib.Path, *, started: float) -> int:
     run = make_run(config)
     observers = [*default_observers(str(workdir)), FirstStep(started)] if primary else []
     try:
-        train(run, workdir, observers, ProgramStore(pathlib.Path(cache) / "train_steps") if cache else None)
+        train(run, workdir, observers, ProgramStore(pathlib.Path(cache) / "traced") if cache else None)
     except Preempted as stopped:
         if primary:
             print(f"jaxseg: {stopped}", file=sys.stderr)

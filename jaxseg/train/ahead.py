@@ -5,21 +5,33 @@ down. What then runs beside the state is XLA's: compiling, or setting up what th
 """
 
 import concurrent.futures
-import logging
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.export import Exported, export
+from jax.export import Exported
 
 from jaxseg.core.mesh import batch_sharding
+from jaxseg.core.rng import base_key
 from jaxseg.train.collector import collector_paused
 from jaxseg.train.program_store import ProgramStore, program_key
 from jaxseg.train.run import Run, Training
 from jaxseg.train.state import TrainState, placed_shapes
 
-LOGGER = logging.getLogger(__name__)
+
+def with_kept_initialize(run: Run, programs: ProgramStore) -> Run:
+    """The run, whose initial variables and their shapes are not traced where an earlier start has kept their program.
+
+    Args:
+      run: of `make_run`.
+      programs: where traced programs are kept.
+    """
+    key = program_key(run)
+    with collector_paused(), jax.default_device(jax.local_devices()[0]):
+        kept = programs.traced(f"{key}_initial", run.initialize, base_key(0)) if key else None
+    return dataclasses.replace(run, kept_initialize=kept.call) if kept else run
 
 
 def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
@@ -64,24 +76,14 @@ def begin_program(
 
 def _exported(run: Run, training: Training, state: TrainState, batch: Any, programs: ProgramStore) -> Exported | None:
     """The step as a program of the state's leaves, read or traced and kept; None where that is not possible."""
-    key, structure = program_key(run), jax.tree.structure(state)
-    found = programs.find(key) if key else None
-    if found or not key:
-        return found
+    structure = jax.tree.structure(state)
 
     def step(leaves: list[jax.Array], batch: Any) -> tuple[list[jax.Array], Any]:
         state, metrics = training.step(jax.tree.unflatten(structure, leaves), batch)
         return jax.tree.leaves(state), metrics
 
-    jitted, given = jax.jit(step, donate_argnums=0), (jax.tree.leaves(state), batch)
-    jitted.trace(*given)  # what is wrong with the network is raised here; export takes what is traced
-    try:
-        exported = export(jitted)(*given)
-    except (ValueError, NotImplementedError) as reason:  # host callbacks (jax.debug.print), operations of no fixed form
-        LOGGER.warning("The traced train step is not kept for the next start: %s", reason)
-        return None
-    programs.save(key, exported)
-    return exported
+    key = program_key(run)
+    return programs.traced(key, step, jax.tree.leaves(state), batch, donated=(0,)) if key else None
 
 
 def _of_state(program: Callable[..., Any], structure: Any) -> Callable[..., Any]:

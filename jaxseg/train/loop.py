@@ -10,7 +10,7 @@ import jax
 
 from jaxseg.core.mesh import put_batch
 from jaxseg.data.pipeline import EvaluateBatches, evaluate_batches, train_batches
-from jaxseg.train.ahead import begin_program
+from jaxseg.train.ahead import begin_program, with_kept_initialize
 from jaxseg.train.checkpoint import CheckpointStore
 from jaxseg.train.meter import Meter, StepResult
 from jaxseg.train.observer import Observer
@@ -34,7 +34,7 @@ def train(
       run: of `make_run`.
       workdir: of this run alone.
       observers: are told what happens.
-      programs: traced train steps of earlier starts; None: the step is traced.
+      programs: what earlier starts traced; None: all is traced.
 
     Returns:
       The last evaluation's metrics, `step`, and `best_step`.
@@ -45,6 +45,7 @@ def train(
     """
     config = run.config
     # All that a config can get wrong comes first: a mistyped name must not make the folder another run's.
+    run = with_kept_initialize(run, programs) if programs else run
     training, evaluate = make_training(run), make_evaluation(run, observers)
     claim(workdir, run.noted_config())
     with contextlib.ExitStack() as closing:

@@ -1,7 +1,7 @@
-"""Traced train steps on disk, so that a start with the same program does not trace it again.
+"""Traced programs on disk, the train step and the initial values, so that a start with the same does not trace them.
 
 XLA's compilation cache is asked with the lowered program: a start traces the network first, and that is a third of what
-FC-DenseNet103's takes. Here the question is all that the program is made from: the config, the facts of the data set,
+FC-DenseNet103's takes. Here the question is all that the programs are made from: the config, the facts of the data set,
 the mesh, the sources of jaxseg, the packages, the options of JAX. What differs in one of them is another program, which
 is traced as ever, and then kept too.
 """
@@ -16,14 +16,14 @@ import pathlib
 import platform
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
 import flax
 import jax
-import jax.export
 import optax
+from jax.export import Exported, deserialize, export
 
 from jaxseg.core.files import write_bytes
 from jaxseg.train.run import Run
@@ -34,11 +34,13 @@ SOURCES = pathlib.Path(__file__).resolve().parents[1]
 TRACED_WITH = (jax, flax, optax)
 OPTIONS = ("JAX_", "XLA_", "LIBTPU_", "CUDA_", "CUDNN_", "NVIDIA_")
 DIGEST_BYTES = hashlib.sha256().digest_size
-KEPT = 64
+KEPT = 128
+# Keys of the config that no program sees: the seed is an argument of the initial values', and the step has the state's.
+UNSEEN = (*CHANGEABLE, "seed")
 
 
 class ProgramStore:
-    """A folder of traced train steps (StableHLO by `jax.export`, no machine code, no pickles); the newest 64 stay.
+    """A folder of traced programs (StableHLO by `jax.export`, no machine code, no pickles); the newest 128 stay.
 
     Args:
       folder: where the files are, `<key>.stablehlo` each; made where it is missing.
@@ -47,7 +49,33 @@ class ProgramStore:
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = pathlib.Path(folder)
 
-    def find(self, key: str) -> jax.export.Exported | None:
+    def traced(
+        self, key: str, function: Callable[..., Any], *given: Any, donated: Sequence[int] = ()
+    ) -> Exported | None:
+        """What is kept under this key; where that is nothing, the function is traced, and that is kept.
+
+        Args:
+          key: of all that decides the program.
+          function: pure. What tracing it raises is raised here.
+          given: its arguments, arrays or their shapes.
+          donated: positions of arguments whose memory the results take.
+
+        Returns:
+          The program; None where it has no form on disk: host callbacks (`jax.debug.print`), some operations.
+        """
+        if found := self.find(key):
+            return found
+        jitted = jax.jit(function, donate_argnums=donated)
+        jitted.trace(*given)  # what is wrong with the network is raised here; export takes what is traced
+        try:
+            program = export(jitted)(*given)
+        except (ValueError, NotImplementedError) as reason:
+            LOGGER.warning("A traced program is not kept for the next start: %s", reason)
+            return None
+        self.save(key, program)
+        return program
+
+    def find(self, key: str) -> Exported | None:
         """What `save` has kept under this key; None where there is nothing, or nothing that can be read."""
         path = self._path(key)
         try:
@@ -55,21 +83,21 @@ class ProgramStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            LOGGER.warning("%s; the train step is traced again.", error)
+            LOGGER.warning("%s; the program is traced again.", error)
             return None
         digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
         if hashlib.sha256(packed).digest() != digest:
-            LOGGER.warning("%s is damaged; the train step is traced again.", path)
+            LOGGER.warning("%s is damaged; the program is traced again.", path)
             return None
-        return jax.export.deserialize(bytearray(zlib.decompress(packed)))
+        return deserialize(bytearray(zlib.decompress(packed)))
 
-    def save(self, key: str, program: jax.export.Exported) -> None:
+    def save(self, key: str, program: Exported) -> None:
         """Keeps the program under this key; the file is whole or not there."""
         packed = zlib.compress(program.serialize(), 1)
         try:
             write_bytes(self._path(key), hashlib.sha256(packed).digest() + packed)
         except OSError as error:
-            LOGGER.warning("The train step is not kept for the next start: %s.", error)
+            LOGGER.warning("A traced program is not kept for the next start: %s.", error)
             return
         files = sorted(self._folder.glob("*.stablehlo"), key=lambda file: file.stat().st_mtime_ns)
         for old in files[:-KEPT]:
@@ -80,7 +108,7 @@ class ProgramStore:
 
 
 def program_key(run: Run) -> str | None:
-    """A hexadecimal digest of all that decides the train step of this run; None where that cannot be told.
+    """A hexadecimal digest of all that decides the programs of this run; None where that cannot be told.
 
     It cannot where a piece of the network is the user's own module, whose sources nobody lists. Several processes,
     which must run one program, trace it too: one's folder may hold what another's does not.
@@ -90,7 +118,7 @@ def program_key(run: Run) -> str | None:
         return None
     devices = [(device.id, device.device_kind) for device in run.mesh.devices.flat]
     facts = {
-        "config": {key: value for key, value in flat.items() if not key.startswith(CHANGEABLE)},
+        "config": {key: value for key, value in flat.items() if not key.startswith(UNSEEN)},
         "info": dataclasses.asdict(run.info),
         "mesh": [dict(run.mesh.shape), devices, jax.device_count(), jax.default_backend()],
         "packages": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -53,6 +53,7 @@ class Run:
       image_std: per channel, 0..255.
       predictor: the model with the config's scales, flip and window.
       dataset: opened and prepared, or None where only prediction is wanted.
+      kept_initialize: `initialize` as an earlier start traced it; None: it is traced.
     """
 
     config: Any
@@ -63,6 +64,7 @@ class Run:
     image_std: tuple[float, ...]
     predictor: Predictor
     dataset: Dataset | None = None
+    kept_initialize: Callable[[jax.Array], Any] | None = None
 
     @property
     def mean_pixel(self) -> tuple[int, ...]:
@@ -100,7 +102,8 @@ class Run:
         It runs once, so a CPU compiles its hundreds of random kernels with little optimisation: FC-DenseNet56's take
         9 s instead of 47, and 49 instead of 35 ms to run; the values are the same.
         """
-        return jax.jit(self.initialize, compiler_options=_LITTLE if jax.local_devices()[0].platform == "cpu" else None)
+        little = _LITTLE if jax.local_devices()[0].platform == "cpu" else None
+        return jax.jit(self.kept_initialize or self.initialize, compiler_options=little)
 
     def variable_shapes(self) -> Any:
         """Shapes and dtypes of the model's variables, without computing them."""

@@ -1,4 +1,4 @@
-"""The train step of an earlier start: taken where all is as it was, bit for bit the same, and left where it is not."""
+"""The programs of an earlier start: taken where all is as it was, bit for bit the same, and left where it is not."""
 
 import copy
 import dataclasses
@@ -13,10 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.defaults import defaults
+from jaxseg.core.errors import JaxsegError
 from jaxseg.core.mesh import make_mesh
 from jaxseg.tools import train as mode
-from jaxseg.train import program_store
-from jaxseg.train.ahead import batch_shapes, begin_program
+from jaxseg.train import loop, program_store
+from jaxseg.train.ahead import batch_shapes, begin_program, with_kept_initialize
 from jaxseg.train.program_store import ProgramStore, names_of_others, program_key
 from jaxseg.train.run import make_run, make_training
 from jaxseg.train.state import place_state
@@ -129,8 +130,8 @@ def test_another_config_is_another_program(run, change):
     assert program_key(with_config(run, change)) != program_key(run)
 
 
-def test_what_does_not_reach_the_step_keeps_the_program(run):
-    other = {"train.log_every_steps": 7, "evaluate.every_steps": 3, "data.workers": 0, "checkpoint.keep": 9}
+def test_what_does_not_reach_a_program_keeps_the_program(run):
+    other = {"train.log_every_steps": 7, "evaluate.every_steps": 3, "data.workers": 0, "checkpoint.keep": 9, "seed": 5}
     assert program_key(with_config(run, other)) == program_key(run)
 
 
@@ -200,6 +201,65 @@ def test_a_users_own_piece_and_several_processes_keep_nothing(run, training, pro
     assert files(programs) == []
 
 
+class Wrong:
+    """In place of a network that is not as it should be."""
+
+    def init(self, *_, **__):
+        raise JaxsegError("traced")
+
+
+def test_the_second_start_does_not_trace_the_initial_values_and_they_are_the_same(run, programs):
+    """Shapes too; those of another seed are of the same program; no other run's are taken."""
+    first = with_kept_initialize(run, programs)
+    second = with_kept_initialize(dataclasses.replace(run, model=Wrong()), programs)
+    assert [file.name for file in files(programs)] == [f"{program_key(run)}_initial.stablehlo"]
+    assert second.variable_shapes() == first.variable_shapes() == run.variable_shapes()
+    values = [made.initial_variables(made.read_weights()) for made in (run, first, second)]
+    jax.tree.map(np.testing.assert_array_equal, values[0], values[1])
+    jax.tree.map(np.testing.assert_array_equal, values[0], values[2])
+    for made, traced in ((second, run), (with_config(second, {"seed": 5}), with_config(run, {"seed": 5}))):
+        steps = [make_training(each).first_state(each.read_weights()) for each in (made, traced)]
+        jax.tree.map(
+            np.testing.assert_array_equal, jax.random.key_data(steps[0].rng), jax.random.key_data(steps[1].rng)
+        )
+        jax.tree.map(np.testing.assert_array_equal, steps[0].params, steps[1].params)
+    with pytest.raises(JaxsegError, match=r"^traced\b"):
+        with_kept_initialize(dataclasses.replace(with_config(run, {"loss.focal": 1.0}), model=Wrong()), programs)
+    own = with_config(run, {"objective": "numpy.objective"})
+    assert with_kept_initialize(own, programs) is own
+
+
+def test_training_takes_both_programs_from_the_store(run, programs, tmp_path, monkeypatch):
+    """Of two trainings the second has nothing to trace; the third has no store."""
+
+    class Enough(Exception):
+        pass
+
+    def enough(*given):
+        raise Enough
+
+    monkeypatch.setattr(loop, "open_train_batches", lambda _: Batches())
+    monkeypatch.setattr(loop, "run_steps", enough)
+    with pytest.raises(Enough):
+        loop.train(run, tmp_path / "first", [], programs)
+    assert len(files(programs)) == 2
+    again = dataclasses.replace(run, model=Wrong())
+    with pytest.raises(Enough):
+        loop.train(again, tmp_path / "second", [], programs)
+    with pytest.raises(JaxsegError, match=r"^traced\b"):
+        loop.train(again, tmp_path / "third", [])
+
+
+class Batches:
+    """In place of the input."""
+
+    def start_prefetch(self):
+        pass
+
+    def close(self):
+        pass
+
+
 class Kept:
     """In place of an exported program."""
 
@@ -208,7 +268,7 @@ class Kept:
 
 
 def test_a_damaged_file_is_said_and_not_taken(programs, caplog, monkeypatch):
-    monkeypatch.setattr(jax.export, "deserialize", bytes)
+    monkeypatch.setattr(program_store, "deserialize", bytes)
     programs.save("a", Kept())
     (path,) = files(programs)
     assert programs.find("a") == b"payload" * 9
@@ -233,7 +293,7 @@ def test_the_newest_stay(programs, monkeypatch):
 def test_a_folder_that_cannot_be_used_is_said_and_stops_nothing(programs, caplog):
     programs._folder.write_text("a file where the folder should be")
     assert programs.find("a") is None
-    assert "a.stablehlo'; the train step is traced again." in caplog.text
+    assert "a.stablehlo'; the program is traced again." in caplog.text
     programs.save("a", Kept())
     assert "not kept for the next start: [Errno" in caplog.text
 
@@ -281,4 +341,4 @@ def test_training_by_command_keeps_its_steps_beside_xlas_programs(tmp_path, monk
             assert mode.train_mode(None, tmp_path / "run", started=0.0) == 0
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-    assert folders == [tmp_path / "train_steps", None]
+    assert folders == [tmp_path / "traced", None]
