@@ -99,6 +99,7 @@ def main():
     wanted = options.only.split(",") if options.only else known
     if unknown := set(wanted) - set(known):
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     result = json.loads(options.result.read_text()) if options.result.exists() else {"starts": {}}
     for name in wanted:
         stem, _, argument = name.partition(":")
