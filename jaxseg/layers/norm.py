@@ -18,7 +18,7 @@ Arrays = tuple[jax.Array, ...]
 
 # Pixels of all images up to which `Stack.joined_where_small` joins. FC-DenseNet103, train step of 3x224x224 on two
 # cores, in turns: 9.1 s without, 9.1 with 4096 (maps of 28x28 and smaller), 9.3 with 10000 (56x56 too); the program has
-# 8,500, 6,700 and 6,400 fusions, and is read from the compilation cache in 41 to 48 s without, 20 to 24 s with 4096.
+# 8,500, 6,700 and 6,400 fusions, and is read from the compilation cache in 40 to 48 s without, 20 to 24 s with 4096.
 SMALL_PIXELS = 4096
 
 

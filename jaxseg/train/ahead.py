@@ -16,21 +16,20 @@ from jax.export import Exported
 from jaxseg.core.mesh import batch_sharding
 from jaxseg.core.rng import base_key
 from jaxseg.train.collector import collector_paused
-from jaxseg.train.program_store import ProgramStore, program_key
+from jaxseg.train.program_store import RunPrograms
 from jaxseg.train.run import Run, Training
 from jaxseg.train.state import TrainState, placed_shapes
 
 
-def with_kept_initialize(run: Run, programs: ProgramStore) -> Run:
+def with_kept_initialize(run: Run, programs: RunPrograms) -> Run:
     """The run, whose initial variables and their shapes are not traced where an earlier start has kept their program.
 
     Args:
       run: of `make_run`.
-      programs: where traced programs are kept.
+      programs: of this run.
     """
-    key = program_key(run)
     with collector_paused(), jax.default_device(jax.local_devices()[0]):
-        kept = programs.traced(f"{key}_initial", run.initialize, base_key(0)) if key else None
+        kept = programs.traced("initialize", run.initialize, base_key(0))
     return dataclasses.replace(run, kept_initialize=kept.call) if kept else run
 
 
@@ -45,7 +44,7 @@ def batch_shapes(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def begin_program(
-    run: Run, training: Training, programs: ProgramStore | None = None
+    run: Run, training: Training, programs: RunPrograms | None = None
 ) -> Callable[[], Callable[..., Any]]:
     """Traces `training.step`, where no earlier start has kept what that gives, and begins to compile it in a thread.
 
@@ -55,14 +54,14 @@ def begin_program(
     Args:
       run: of `make_run`.
       training: of `make_training`, for this run.
-      programs: where traced steps are kept; None: nowhere.
+      programs: of this run; None: nothing is kept.
 
     Returns:
       What waits for the compiled step and returns it.
     """
     state, batch = placed_shapes(training.abstract, run.mesh), batch_shapes(run)
     with collector_paused():
-        exported = _exported(run, training, state, batch, programs) if programs else None
+        exported = _exported(training, state, batch, programs) if programs else None
         if exported:
             # At the first start too: all starts compile the kept program.
             lowered = jax.jit(exported.call, donate_argnums=0).lower(jax.tree.leaves(state), batch)
@@ -74,7 +73,7 @@ def begin_program(
     return (lambda: _of_state(program.result(), jax.tree.structure(state))) if exported else program.result
 
 
-def _exported(run: Run, training: Training, state: TrainState, batch: Any, programs: ProgramStore) -> Exported | None:
+def _exported(training: Training, state: TrainState, batch: Any, programs: RunPrograms) -> Exported | None:
     """The step as a program of the state's leaves, read or traced and kept; None where that is not possible."""
     structure = jax.tree.structure(state)
 
@@ -82,8 +81,7 @@ def _exported(run: Run, training: Training, state: TrainState, batch: Any, progr
         state, metrics = training.step(jax.tree.unflatten(structure, leaves), batch)
         return jax.tree.leaves(state), metrics
 
-    key = program_key(run)
-    return programs.traced(key, step, jax.tree.leaves(state), batch, donated=(0,)) if key else None
+    return programs.traced("train_step", step, jax.tree.leaves(state), batch, donated=(0,))
 
 
 def _of_state(program: Callable[..., Any], structure: Any) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ SUMMARY = ("miou_present", "miou_all", "pixel_accuracy", "mean_accuracy", "frequ
 
 
 def train(
-    run: Run, workdir: pathlib.Path, observers: Sequence[Observer], programs: ProgramStore | None = None
+    run: Run, workdir: pathlib.Path, observers: Sequence[Observer], traced: ProgramStore | None = None
 ) -> dict[str, Any]:
     """Trains until `config.train.total_steps`, going on from the newest checkpoint in the work directory.
 
@@ -34,7 +34,7 @@ def train(
       run: of `make_run`.
       workdir: of this run alone.
       observers: are told what happens.
-      programs: what earlier starts traced; None: all is traced.
+      traced: programs of earlier starts; None: nothing is kept.
 
     Returns:
       The last evaluation's metrics, `step`, and `best_step`.
@@ -44,6 +44,7 @@ def train(
       NonFiniteLossError: the loss became NaN or infinite.
     """
     config = run.config
+    programs = traced.of(run) if traced else None
     # All that a config can get wrong comes first: a mistyped name must not make the folder another run's.
     run = with_kept_initialize(run, programs) if programs else run
     training, evaluate = make_training(run), make_evaluation(run, observers)

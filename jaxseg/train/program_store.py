@@ -49,31 +49,10 @@ class ProgramStore:
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = pathlib.Path(folder)
 
-    def traced(
-        self, key: str, function: Callable[..., Any], *given: Any, donated: Sequence[int] = ()
-    ) -> Exported | None:
-        """What is kept under this key; where that is nothing, the function is traced, and that is kept.
-
-        Args:
-          key: of all that decides the program.
-          function: pure. What tracing it raises is raised here.
-          given: its arguments, arrays or their shapes.
-          donated: positions of arguments whose memory the results take.
-
-        Returns:
-          The program; None where it has no form on disk: host callbacks (`jax.debug.print`), some operations.
-        """
-        if found := self.find(key):
-            return found
-        jitted = jax.jit(function, donate_argnums=donated)
-        jitted.trace(*given)  # what is wrong with the network is raised here; export takes what is traced
-        try:
-            program = export(jitted)(*given)
-        except (ValueError, NotImplementedError) as reason:
-            LOGGER.warning("A traced program is not kept for the next start: %s", reason)
-            return None
-        self.save(key, program)
-        return program
+    def of(self, run: Run) -> "RunPrograms | None":
+        """The programs of this run; None where it keeps none (`program_key`)."""
+        key = program_key(run)
+        return RunPrograms(self, key) if key else None
 
     def find(self, key: str) -> Exported | None:
         """What `save` has kept under this key; None where there is nothing, or nothing that can be read."""
@@ -105,6 +84,41 @@ class ProgramStore:
 
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / f"{key}.stablehlo"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPrograms:
+    """The traced programs of one run: those in the store under its key, each with a name of its own."""
+
+    store: ProgramStore
+    key: str
+
+    def traced(
+        self, name: str, function: Callable[..., Any], *given: Any, donated: Sequence[int] = ()
+    ) -> Exported | None:
+        """What is kept under this name; where that is nothing, the function is traced, and that is kept.
+
+        Args:
+          name: of the program among the run's.
+          function: pure. What tracing it raises is raised here.
+          given: its arguments, arrays or their shapes.
+          donated: positions of arguments whose memory the results take.
+
+        Returns:
+          The program; None where it has no form on disk: host callbacks (`jax.debug.print`), some operations.
+        """
+        key = f"{self.key}_{name}"
+        if found := self.store.find(key):
+            return found
+        jitted = jax.jit(function, donate_argnums=donated)
+        jitted.trace(*given)  # what is wrong with the network is raised here; export takes what is traced
+        try:
+            program = export(jitted)(*given)
+        except (ValueError, NotImplementedError) as reason:
+            LOGGER.warning("The traced program %s is not kept for the next start: %s", name, reason)
+            return None
+        self.store.save(key, program)
+        return program
 
 
 def program_key(run: Run) -> str | None:

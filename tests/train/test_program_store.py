@@ -85,7 +85,8 @@ def test_the_second_start_does_not_trace_and_its_steps_are_the_first_ones_bit_fo
     run = dataclasses.replace(run, mesh=mesh)
     training, given = make_training(run), batch(run)
     state = place_state(training.create(run.initial_variables(run.read_weights())), mesh)
-    steps = [begin_program(run, training, programs)(), begin_program(run, untraceable(training), programs)()]
+    kept = programs.of(run)
+    steps = [begin_program(run, training, kept)(), begin_program(run, untraceable(training), kept)()]
     states, metrics = [copy_of(state), copy_of(state), state], [{}, {}, {}]
     for _ in range(2):
         before = states[1]
@@ -101,8 +102,9 @@ def test_the_second_start_does_not_trace_and_its_steps_are_the_first_ones_bit_fo
     assert all(a.is_equivalent_to(b, 4) for a, b in zip(*placed, strict=True))
     assert any(not sharding.is_fully_replicated for sharding in placed[0]) == (axis == "fsdp")
     if axis == "data":  # activations stay where their images are
-        kept = programs.find(program_key(run)).call
-        program = jax.jit(kept).lower(jax.tree.leaves(states[1]), given).compile().as_text()
+        (path,) = files(programs)
+        found = programs.find(path.stem).call
+        program = jax.jit(found).lower(jax.tree.leaves(states[1]), given).compile().as_text()
         assert "all-reduce" in program
         assert "all-gather" not in program
 
@@ -192,13 +194,11 @@ def test_names_of_modules_outside_are_told_from_files(config, names):
     assert names_of_others(flatten(config)) == names
 
 
-def test_a_users_own_piece_and_several_processes_keep_nothing(run, training, programs, monkeypatch):
+def test_a_users_own_piece_and_several_processes_keep_nothing(run, programs, monkeypatch):
     assert program_key(with_config(run, {"objective": "numpy.objective"})) is None
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert program_key(run) is None
-    with pytest.raises(AssertionError, match="traced again"):
-        begin_program(run, untraceable(training), programs)
-    assert files(programs) == []
+    assert programs.of(run) is None
 
 
 class Wrong:
@@ -210,23 +210,21 @@ class Wrong:
 
 def test_the_second_start_does_not_trace_the_initial_values_and_they_are_the_same(run, programs):
     """Shapes too; those of another seed are of the same program; no other run's are taken."""
-    first = with_kept_initialize(run, programs)
-    second = with_kept_initialize(dataclasses.replace(run, model=Wrong()), programs)
-    assert [file.name for file in files(programs)] == [f"{program_key(run)}_initial.stablehlo"]
+    first = with_kept_initialize(run, programs.of(run))
+    second = with_kept_initialize(dataclasses.replace(run, model=Wrong()), programs.of(run))
+    assert [file.name for file in files(programs)] == [f"{program_key(run)}_initialize.stablehlo"]
     assert second.variable_shapes() == first.variable_shapes() == run.variable_shapes()
     values = [made.initial_variables(made.read_weights()) for made in (run, first, second)]
     jax.tree.map(np.testing.assert_array_equal, values[0], values[1])
     jax.tree.map(np.testing.assert_array_equal, values[0], values[2])
     for made, traced in ((second, run), (with_config(second, {"seed": 5}), with_config(run, {"seed": 5}))):
-        steps = [make_training(each).first_state(each.read_weights()) for each in (made, traced)]
-        jax.tree.map(
-            np.testing.assert_array_equal, jax.random.key_data(steps[0].rng), jax.random.key_data(steps[1].rng)
-        )
-        jax.tree.map(np.testing.assert_array_equal, steps[0].params, steps[1].params)
+        states = [make_training(each).first_state(each.read_weights()) for each in (made, traced)]
+        rngs = [jax.random.key_data(state.rng) for state in states]
+        np.testing.assert_array_equal(*rngs)
+        jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    other = dataclasses.replace(with_config(run, {"loss.focal": 1.0}), model=Wrong())
     with pytest.raises(JaxsegError, match=r"^traced\b"):
-        with_kept_initialize(dataclasses.replace(with_config(run, {"loss.focal": 1.0}), model=Wrong()), programs)
-    own = with_config(run, {"objective": "numpy.objective"})
-    assert with_kept_initialize(own, programs) is own
+        with_kept_initialize(other, programs.of(other))
 
 
 def test_training_takes_both_programs_from_the_store(run, programs, tmp_path, monkeypatch):
@@ -309,7 +307,7 @@ def test_a_step_that_cannot_be_kept_is_compiled_all_the_same(run, training, prog
     state = place_state(training.create(run.initial_variables(run.read_weights())), run.mesh)
     telling = dataclasses.replace(training, step=jax.jit(told))
     with caplog.at_level(logging.WARNING):
-        program = begin_program(run, telling, programs)()
+        program = begin_program(run, telling, programs.of(run))()
     assert "not kept for the next start: serialization of host_callbacks" in caplog.text
     assert int(program(state, batch(run))[0].step) == 1
     jax.effects_barrier()
@@ -325,7 +323,7 @@ def test_what_is_wrong_with_the_network_is_raised_as_it_is_and_traced_once(run, 
         raise ValueError("the network's own")
 
     with pytest.raises(ValueError, match="the network's own"):
-        begin_program(run, dataclasses.replace(training, step=wrong), programs)
+        begin_program(run, dataclasses.replace(training, step=wrong), programs.of(run))
     assert calls == [1]
 
 
