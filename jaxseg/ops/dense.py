@@ -60,6 +60,7 @@ def _forward(
         "taps": functools.partial(taps.forward_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_forward, **options),
         "beside": functools.partial(convolve_beside, number=chosen.blocks, **options),
+        "shifts": functools.partial(thin.forward_by_shifts, **options),
     }
     return lax.platform_dependent(x, kernel, cpu=ways[chosen.values], default=stock, **on_gpus)
 

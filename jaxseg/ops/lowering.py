@@ -1,9 +1,9 @@
 """What a CPU does for a dense convolution at stride 1, by shapes alone: the rules, each measured where it is made.
 
 Values, image's gradient and kernel gradient are chosen apart: taps one by one (`ops/taps.py`) where padding takes many
-products; half the products (`ops/winograd.py`) where a number that is copied has enough of them; blocks of rows
-(`ops/beside.py`) where XLA's convolution is one task; rows or shifts (`ops/thin.py`) for thin kernel gradients; XLA's
-own for the rest.
+products; shifts (`ops/thin.py`) of values with few channels out for those in; half the products (`ops/winograd.py`)
+where a number that is copied has enough of them; blocks of rows (`ops/beside.py`) where XLA's convolution is one task;
+rows or shifts (`ops/thin.py`) for thin kernel gradients; XLA's own for the rest.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,11 @@ KERNEL_SHARE = 0.65
 CHANNELS = 64
 THIN_SHARE = 0.4
 THIN_CHANNELS = 16
+
+# Values by shifts: at most so many channels out, and at least so many channels in for each; where they are very few,
+# fewer.
+SHIFTS_CHANNELS, SHIFTS_VALUES = 32, 24
+SHIFTS_FEW_CHANNELS, SHIFTS_FEW_VALUES = 16, 12
 
 # The kernel gradient by rows: at most so many channels out and numbers a pixel, and at least so many pixels an image.
 ROWS_CHANNELS = 64
@@ -44,7 +49,7 @@ HALF_COLUMNS = 3  # of the kernel, at most
 
 class Lowering(NamedTuple):
     """The ways of the three parts: "taps", "winograd", "beside" or "xla" (of gradients in the form of
-    `ops/canonical.py`); of the kernel gradient also "rows", "shifts".
+    `ops/canonical.py`); of values also "shifts", of the kernel gradient "rows" and "shifts".
 
     `blocks` and `image_blocks`: of rows, into which "beside" cuts the image and the cotangent.
     """
@@ -68,6 +73,9 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
     if max(dilation) > 1 and min(c, n) >= THIN_CHANNELS:
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             of_values, of_image = of_values or "taps", of_image or "taps"
+    few = SHIFTS_FEW_VALUES if n <= SHIFTS_FEW_CHANNELS else SHIFTS_VALUES
+    if of_values != "taps" and kh * kw > 1 and n <= SHIFTS_CHANNELS and c >= few * n:
+        of_values = "shifts"
     by_blocks = 1 if of_values else blocks(image, kernel, pads, dilation)
     back = gradient_pads((h, w), out, (kh, kw), pads, dilation)
     image_by_blocks = 1 if of_image else blocks((b, *out, n), (kh, kw, n, c), back, dilation)

@@ -20,7 +20,7 @@ import time
 
 COMMAND = ("python", "-m", "tests.benchmarks.convolutions")
 PARTS = ("forward", "input_gradient", "kernel_gradient")
-# batch, size, channels in, channels out, kernel, stride, rate, how often the network has it.
+# batch, size, channels in, channels out, kernel (or its rows and columns), stride, rate, how often the network has it.
 SHAPES = {
     "deeplab_v3_resnet50": (
         (2, 256, 3, 64, 7, 2, 1, 1),
@@ -58,6 +58,26 @@ SHAPES = {
         (1, 41, 2048, 21, 3, 1, 24, 1),
         (2, 33, 320, 256, 3, 1, 6, 1),
     ),
+    # Few channels out: FC-DenseNet's layers, GCN's and DeepLab's classifiers, maps of one channel.
+    "thin": (
+        (3, 224, 48, 12, 3, 1, 1, 1),
+        (3, 224, 84, 12, 3, 1, 1, 1),
+        (3, 224, 144, 12, 3, 1, 1, 1),
+        (3, 224, 180, 12, 3, 1, 1, 1),
+        (3, 112, 216, 12, 3, 1, 1, 1),
+        (3, 56, 300, 12, 3, 1, 1, 1),
+        (3, 28, 200, 12, 3, 1, 1, 1),
+        (3, 28, 400, 12, 3, 1, 1, 1),
+        (3, 112, 208, 16, 3, 1, 1, 1),
+        (3, 28, 800, 16, 3, 1, 1, 1),
+        (1, 32, 2048, 21, (15, 1), 1, 1, 1),
+        (1, 32, 2048, 21, (1, 15), 1, 1, 1),
+        (2, 64, 1024, 21, (7, 1), 1, 1, 1),
+        (1, 41, 2048, 21, 3, 1, 6, 1),
+        (1, 41, 2048, 21, 3, 1, 12, 1),
+        (1, 256, 64, 1, 3, 1, 1, 1),
+        (4, 64, 256, 1, 3, 1, 1, 1),
+    ),
 }
 
 
@@ -88,7 +108,7 @@ def jax_works(convolve, x, kernel, g):
     return {part: lambda f=f: f(x, kernel, g).block_until_ready() for part, f in compiled.items()}
 
 
-def torch_works(x, kernel, g, stride, pad, rate):
+def torch_works(x, kernel, g, stride, pads, rate):
     """The same three parts in PyTorch, channels last; empty where it is not installed."""
     try:
         import torch
@@ -98,7 +118,7 @@ def torch_works(x, kernel, g, stride, pad, rate):
 
     x, g = (torch.tensor(np.asarray(a)).permute(0, 3, 1, 2) for a in (x, g))
     kernel = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-    options = ([stride] * 2, [pad] * 2, [rate] * 2, False, [0, 0], 1)
+    options = ([stride] * 2, [before for before, _ in pads], [rate] * 2, False, [0, 0], 1)
     operations = torch.ops.aten
 
     def backward(mask):
@@ -119,8 +139,8 @@ def measure(shape, repeats):
     from jaxseg.ops.conv import conv
 
     batch, size, c, n, k, stride, rate, _ = shape
-    pad = (k - 1) // 2 * rate
-    pads = ((pad, pad), (pad, pad))
+    size_of_kernel = (k, k) if isinstance(k, int) else k
+    pads = tuple(((taps - 1) // 2 * rate,) * 2 for taps in size_of_kernel)
 
     def stock(x, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -132,12 +152,12 @@ def measure(shape, repeats):
         return conv(x, kernel, strides=stride, padding=pads, dilation=rate)
 
     keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = jax.random.normal(keys[0], (batch, size, size, c)), jax.random.normal(keys[1], (k, k, c, n))
+    x, kernel = jax.random.normal(keys[0], (batch, size, size, c)), jax.random.normal(keys[1], (*size_of_kernel, c, n))
     g = jax.random.normal(keys[2], jax.eval_shape(stock, x, kernel).shape)
     by_library = {
         "xla": jax_works(stock, x, kernel, g),
         "jaxseg": jax_works(ours, x, kernel, g),
-        "torch": torch_works(x, kernel, g, stride, pad, rate),
+        "torch": torch_works(x, kernel, g, stride, pads, rate),
     }
     found = {}
     for part in PARTS:
@@ -149,11 +169,12 @@ def measure(shape, repeats):
 def line(shape, found):
     """One line of the printed table: processor milliseconds of forward / input gradient / kernel gradient."""
     batch, size, c, n, k, stride, rate, count = shape
+    kernel = f"{k}x{k}" if isinstance(k, int) else "x".join(map(str, k))
     cells = [
         f"{name} " + " / ".join(f"{1e3 * found[part][name]['processor_seconds']:.1f}" for part in PARTS)
         for name in found["forward"]
     ]
-    return f"{count} x [{batch}x{size}x{size}x{c} -> {n}, {k}x{k}, stride {stride}, rate {rate}] " + "; ".join(cells)
+    return f"{count} x [{batch}x{size}x{size}x{c} -> {n}, {kernel}, stride {stride}, rate {rate}] " + "; ".join(cells)
 
 
 def main():
