@@ -15,6 +15,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions, Stack, StackNorm
+from jaxseg.layers.room import Maps, Room
 from jaxseg.ops.pooling import max_pool
 
 # depth: growth rate, channels of the stem, layers of the four dense blocks.
@@ -36,13 +37,13 @@ class DenseLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, stack: Stack, train: bool) -> Stack:
+    def __call__(self, stack: Maps, train: bool) -> Maps:
         """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + growth]`."""
         y, stack = StackNorm(self.norm, self.dtype, name="norm1")(stack, train)
         y = Conv(4 * self.growth, dtype=self.dtype, name="conv1")(y)
         y = nn.relu(BatchNorm(self.norm, self.dtype, name="norm2")(y, train))
         y = Conv(self.growth, 3, dilation=self.dilation, padding="torch", dtype=self.dtype, name="conv2")(y)
-        return stack.before(Stack.of(y))
+        return stack.followed_by(y)
 
 
 class DenseNet(nn.Module):
@@ -66,7 +67,7 @@ class DenseNet(nn.Module):
         x = max_pool(x, 3, strides=2, padding=1)
         stride, rate = 4, 1
         for block, layers in enumerate(self.layers, start=1):
-            stack = Stack.of(x)
+            stack = Stack.of(x) if train else Room.around(x, before=0, after=layers * self.growth)
             for i in range(layers):
                 stack = layer(self.growth, rate, name=f"block{block}_layer{i + 1}", **shared)(stack, train)
             last = block == len(self.layers)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import flax.linen as nn
 import jax
@@ -236,8 +236,19 @@ class Stack(NamedTuple):
         beside = functools.reduce(_beside, map(lax.stop_gradient, pieces)) if narrow else None
         return cls(pieces, (None,) * len(pieces), beside)
 
-    def before(self, other: "Stack") -> "Stack":
-        """This one's pieces, then the other's."""
+    def with_moments(self, moments: tuple[Moments | None, ...]) -> "Stack":
+        """The same, of moments that are known now."""
+        return self._replace(moments=moments)
+
+    def followed_by(self, maps: jax.Array) -> "Stack":
+        """This one's pieces, then `[*b, h, w, c]` that no norm has seen."""
+        return self._before(Stack.of(maps))
+
+    def preceded_by(self, maps: jax.Array) -> "Stack":
+        """`[*b, h, w, c]` that no norm has seen, then this one's pieces."""
+        return Stack.of(maps)._before(self)
+
+    def _before(self, other: "Stack") -> "Stack":
         beside = None if self.beside is None or other.beside is None else _beside(self.beside, other.beside)
         return Stack(self.pieces + other.pieces, self.moments + other.moments, beside)
 
@@ -284,6 +295,28 @@ def _beside(left: jax.Array, right: jax.Array) -> jax.Array:
     return lax.platform_dependent(left, right, cuda=written, default=joined)
 
 
+class Pieces(Protocol):
+    """What `StackNorm` reads: a `Stack`, or a `Room` (`layers/room.py`)."""
+
+    @property
+    def pieces(self) -> tuple[jax.Array, ...]:
+        """`[*b, h, w, c1]`, `[*b, h, w, c2]`, .."""
+
+    @property
+    def moments(self) -> tuple[Moments | None, ...]:
+        """Of each piece, where known."""
+
+    @property
+    def beside(self) -> jax.Array | None:
+        """See `Stack.beside`."""
+
+    def with_moments(self, moments: tuple[Moments | None, ...]) -> Self:
+        """The same, of moments that are known now."""
+
+
+Some = TypeVar("Some", bound=Pieces)
+
+
 class StackNorm(_Norm):
     """ReLU of `BatchNorm` of a stack, of which earlier layers of a dense block have seen most.
 
@@ -292,7 +325,7 @@ class StackNorm(_Norm):
     """
 
     @nn.compact
-    def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
+    def __call__(self, stack: Some, train: bool) -> tuple[jax.Array, Some]:
         """Normalises and rectifies the whole stack.
 
         Args:
@@ -304,7 +337,7 @@ class StackNorm(_Norm):
         """
         factors, shifts, moments = self._lines(stack.pieces, stack.moments, train)
         rectified = _rectified_stack(stack.pieces, stack.beside, factors, shifts, self.dtype)
-        return rectified, stack._replace(moments=moments)
+        return rectified, stack.with_moments(moments)
 
 
 @jax.jit

@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
@@ -20,8 +19,9 @@ from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import NormOptions, Stack, StackNorm
+from jaxseg.layers.room import Maps, Room
 from jaxseg.layers.upsample import Upsample
-from jaxseg.ops.apart import gradient_apart
+from jaxseg.ops.apart import apart, gradient_apart
 from jaxseg.ops.pooling import max_pool
 
 PUBLISHED = {
@@ -44,13 +44,14 @@ class NormConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, stack: Stack, train: bool) -> tuple[jax.Array, Stack]:
+    def __call__(self, stack: Maps, train: bool) -> tuple[jax.Array, Maps]:
         """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack, with moments, small maps joined."""
         x, stack = StackNorm(self.norm, self.dtype, name="norm")(stack, train)
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
         x = Conv(self.features, self.kernel_size, name="conv", **shared)(x)
         witness: jax.Array = self.get_variable("params", "conv")["bias"][0]
-        x = gradient_apart(x, witness)
+        # The map is made by both threads, and then written into its room by one.
+        x = apart(x, witness) if isinstance(stack, Room) and not self.pool else gradient_apart(x, witness)
         x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         if self.pool:
             x = gradient_apart(max_pool(x, 2), witness)
@@ -67,28 +68,13 @@ class DenseBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, stack: Stack, train: bool) -> Stack:
-        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new pieces at its end.
-
-        At test with running statistics it is of one piece: a layer writes its maps into the place that they have in the
-        block, where the layers after it read them, and nothing is put beside each other again.
-        """
+    def __call__(self, stack: Maps, train: bool) -> Maps:
+        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new maps at its end."""
         settings = self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype
-        layers = [NormConv(*settings, name=f"layer{i + 1}") for i in range(self.layers)]
-        if train or self.norm.batch_at_test:
-            for layer in layers:
-                made, stack = layer(stack, train)
-                stack = stack.before(Stack.of(made))
-            return stack
-        end = sum(piece.shape[-1] for piece in stack.pieces)
-        first = stack.pieces[0]
-        new = jnp.zeros((*first.shape[:-1], self.layers * self.growth_rate), first.dtype)
-        block = jnp.concatenate([*stack.pieces, new], axis=-1)
-        for layer in layers:
-            made, _ = layer(Stack.of(block[..., :end]), train)
-            block = lax.dynamic_update_slice_in_dim(block, made, end, axis=-1)
-            end += self.growth_rate
-        return Stack.of(block)
+        for i in range(self.layers):
+            made, stack = NormConv(*settings, name=f"layer{i + 1}")(stack, train)
+            stack = stack.followed_by(made)
+        return stack
 
 
 class Tiramisu(nn.Module):
@@ -111,22 +97,26 @@ class Tiramisu(nn.Module):
         shared: dict[str, Any] = {"dropout_rate": self.dropout_rate, "norm": self.norm, "dtype": self.dtype}
         block = nn.remat(DenseBlock, static_argnums=(2,)) if self.remat else DenseBlock
         first = Conv(self.first_channels, 3, use_bias=True, kernel_init=HE_UNIFORM, dtype=self.dtype, name="first")
-        stack, skips, outputs = Stack.of(first(image)), [], {}
+        made = [layers * self.growth_rate for layers in self.layers]
+        in_room = not train and not self.norm.batch_at_test
+        x, skips, outputs = first(image), [], {}
         for i in range(levels):
+            # The skip's array has room for what comes to it on the way up: maps enlarged, and those of the block there.
+            room = {"before": made[-2 - i], "after": made[i] + made[-1 - i]}
+            stack = Room.around(x, **room) if in_room else Stack.of(x)
             stack = block(self.layers[i], self.growth_rate, name=f"down{i + 1}", **shared)(stack, train)
             outputs[f"down{i + 1}"] = stack.whole()
             channels = outputs[f"down{i + 1}"].shape[-1]
             x, skip = NormConv(channels, 1, True, name=f"transition_down{i + 1}", **shared)(stack, train)
             skips.append(skip)
-            stack = Stack.of(x)
+        stack = Room.around(x, before=0, after=made[levels]) if in_room else Stack.of(x)
         stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
         x = outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
-            new = stack.last(self.layers[levels + i] * self.growth_rate)
+            new = stack.last(made[levels + i])
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
-            grown = up(new, skip.pieces[0].shape[-3:-1])
-            stack = Stack.of(grown).before(skip)
+            stack = skip.preceded_by(up(new, skip.pieces[0].shape[-3:-1]))
             stack = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(stack, train)
             x = outputs[f"up{i + 1}"] = stack.whole()
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=HE_UNIFORM, name="classifier")

@@ -125,7 +125,7 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
         known = (batch_moments(pieces[0], shift=jnp.zeros(widths[0])), None, None)
         of = {**given, "params": params}
         (y, stack), updated = StackNorm().apply(
-            of, Stack.of(*pieces)._replace(moments=known), True, mutable=["batch_stats"]
+            of, Stack.of(*pieces).with_moments(known), True, mutable=["batch_stats"]
         )
         assert [mean.shape for mean, _ in stack.moments] == [(c,) for c in widths]
         return jnp.sum(weight * y), updated
@@ -141,7 +141,7 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
 def test_moments_of_a_stack_that_are_known_are_not_made_again():
     pieces = (jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1)))
     moments = (jnp.asarray([-1.0]), jnp.asarray([4.0])), (jnp.asarray([0.0]), jnp.asarray([16.0]))
-    known = Stack.of(*pieces)._replace(moments=moments)
+    known = Stack.of(*pieces).with_moments(moments)
     layer = StackNorm(NormOptions(momentum=0.5, epsilon=0.0))
     (y, stack), updated = layer.apply(variables(2), known, True, mutable=["batch_stats"])
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.5])  # (1 + 1) / 2, 2 / 4
@@ -152,7 +152,7 @@ def test_moments_of_a_stack_that_are_known_are_not_made_again():
 def test_a_small_stack_is_joined_with_its_moments():
     pieces = jnp.arange(4.0).reshape(1, 2, 2, 1), jnp.full((1, 2, 2, 2), 7.0)
     moments = (jnp.asarray([1.5]), jnp.asarray([1.25])), (jnp.asarray([7.0, 7.0]), jnp.zeros(2))
-    stack = Stack.of(*pieces)._replace(moments=moments)
+    stack = Stack.of(*pieces).with_moments(moments)
     joined = stack.joined_where_small(jnp.ones(()))
     assert len(joined.pieces) == len(joined.moments) == 1
     np.testing.assert_array_equal(joined.pieces[0][0, 1], [[2, 7, 7], [3, 7, 7]])
@@ -173,7 +173,7 @@ def test_the_last_channels_of_a_stack():
 
 @pytest.mark.parametrize("train, frozen", [(False, False), (True, True)])
 def test_a_stack_with_running_statistics_makes_no_moments(train, frozen):
-    pieces = Stack.of(jnp.full((1, 2, 2, 1), 3.0)).before(Stack.of(jnp.full((1, 2, 2, 1), -3.0)))
+    pieces = Stack.of(jnp.full((1, 2, 2, 1), 3.0)).followed_by(jnp.full((1, 2, 2, 1), -3.0))
     layer = StackNorm(NormOptions(epsilon=0.0, frozen=frozen))
     y, stack = layer.apply(variables(2, mean=1.0, var=4.0), pieces, train)
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.0])

@@ -1,5 +1,7 @@
 """What NVIDIA GPUs get, run on this CPU: the same values and gradients, nothing gathered over devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,7 +185,7 @@ def test_a_stacks_values_and_gradient(dtype, tolerance, cuda, monkeypatch):
 
     def gradients():
         def loss(params, pieces):
-            stack = Stack.of(pieces[0]).before(Stack.of(*pieces[1:]))
+            stack = functools.reduce(Stack.followed_by, pieces[1:], Stack.of(pieces[0]))
             (y, stack), _ = layer.apply({**variables, "params": params}, stack, True, mutable=["batch_stats"])
             return jnp.sum(weight * y.astype(jnp.float32)) + jnp.sum(
                 stack.whole()[..., 2:4].astype(jnp.float32) ** 2
