@@ -155,7 +155,7 @@ def test_the_rule(h, c, n, rate, chosen):
     assert (got or Lowering())[:3] == chosen
 
 
-@pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1), (6, 3, 64, 1)])
+@pytest.mark.parametrize("c, n, side, rate", [(64, 64, 12, 5), (2, 3, 64, 1), (6, 3, 64, 1), (36, 3, 64, 1)])
 def test_batch_over_four_devices_needs_no_all_gather(c, n, side, rate):
     x, kernel, g = routed(c, n, side, side)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
