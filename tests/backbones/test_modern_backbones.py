@@ -1,5 +1,6 @@
 """Xception, MobileNetV1 and V3, DenseNet: parameter counts, strides, channels, atrous rates."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -120,6 +121,20 @@ def test_a_densenets_name_counts_its_layers(depth):
 def test_densenet_dilates_the_blocks_after_a_lost_pooling():
     found = convolutions(densenet121.build(output_stride=8))
     assert found == [(1, 1)] * 18 + [(2, 1)] * 24 + [(4, 1)] * 16
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_densenets_blocks_at_test_lie_in_one_array_and_are_those_in_pieces(remat):
+    """With frozen norms training does what test does, in pieces."""
+    module = build_densenet(121, growth=2, layers=(2, 3, 1, 2), freeze_norm=True, remat=remat)
+    image = jax.random.normal(jax.random.key(0), (2, 41, 33, 3))
+    variables = jax.jit(lambda key, image: module.init(key, image, False))(jax.random.key(1), image)
+    keys = iter(jax.random.split(jax.random.key(2), 200))
+    stats = jax.tree.map(lambda x: x - 0.5 * jax.random.uniform(next(keys), x.shape), variables["batch_stats"])
+    apply = jax.jit(module.apply, static_argnums=2)
+    tested, trained = (apply({**variables, "batch_stats": stats}, image, train) for train in (False, True))
+    chex.assert_trees_all_close(tested, trained, rtol=1e-5, atol=1e-5)
+    assert all(np.abs(features).max() > 1e-2 for features in tested.values())
 
 
 def test_tiny_images():
