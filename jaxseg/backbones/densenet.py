@@ -14,8 +14,8 @@ from jax import lax
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.layers.image import check_output_stride
-from jaxseg.layers.norm import BatchNorm, NormOptions, Stack, StackNorm
-from jaxseg.layers.room import Maps, Room
+from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm
+from jaxseg.layers.stack import Maps, Room, Stack
 from jaxseg.ops.pooling import max_pool
 
 # depth: growth rate, channels of the stem, layers of the four dense blocks.

@@ -18,8 +18,8 @@ from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
-from jaxseg.layers.norm import NormOptions, Stack, StackNorm
-from jaxseg.layers.room import Maps, Room
+from jaxseg.layers.norm import NormOptions, StackNorm
+from jaxseg.layers.stack import Maps, Room, Stack
 from jaxseg.layers.upsample import Upsample
 from jaxseg.ops.apart import apart, gradient_apart
 from jaxseg.ops.pooling import max_pool

@@ -51,14 +51,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.stock_conv import Pads, Pair
-from jaxseg.ops.window import cut, gradient_pads, out_size
+from jaxseg.ops.window import cut, gradient_pads, in_float32, out_size
 
 # Numbers of the image, or of both sides, that lie beside each other at a time: more leave the caches.
 ROWS_BLOCK = 2**19
 SHIFTS_BLOCK = 2**19
-# Channels in for a column of products, below which zeros are put around the image and not around the products: what
-# made the image then writes them with it, and the sum asks for no borders.
-PADDED_IMAGE = 1.75
+# Zeros are put around the image, and not around the products, where it has fewer channels for a column of products and
+# its area grows less: what made the image then writes them with it, and the sum asks for no borders.
+PADDED_IMAGE, PADDED_AREA = 1.75, 1.1
 
 
 def forward_by_shifts(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
@@ -74,23 +74,18 @@ def forward_by_shifts(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: 
     (kh, kw, c, n), (h, w), (down, right) = kernel.shape, x.shape[1:3], dilation
     rows, columns = out_size((h, w), (kh, kw), pads, dilation)
     edges = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
-    image_is_padded = c < PADDED_IMAGE * kh * kw * n
-    seen = lax.pad(x, jnp.zeros((), x.dtype), edges) if image_is_padded else x
+    area = (h + sum(pads[0])) * (w + sum(pads[1]))
+    image_is_padded = c < PADDED_IMAGE * kh * kw * n and area < PADDED_AREA * h * w
+    image = lax.pad(x, jnp.zeros((), x.dtype), edges) if image_is_padded else x
     taps = kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * n)
-    products = lax.dot_general(_precise(seen), _precise(taps), (((3,), (0,)), ((), ())), precision=precision)
+    products = lax.dot_general(in_float32(image), in_float32(taps), (((3,), (0,)), ((), ())), precision=precision)
     if not image_is_padded:
         products = lax.pad(products, jnp.zeros((), products.dtype), edges)
-    products = products.reshape(*products.shape[:3], kh * kw, n)
-    taps_seen = (
-        products[:, i * down : i * down + rows, j * right : j * right + columns, i * kw + j]
-        for i in range(kh)
-        for j in range(kw)
+    seen_by = (
+        (i * kw + j, cut(products, (i * down, j * right), (rows, columns))) for i in range(kh) for j in range(kw)
     )
-    return functools.reduce(jnp.add, taps_seen).astype(x.dtype)
-
-
-def _precise(x: jax.Array) -> jax.Array:
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    shifted = (of_taps[..., tap * n : (tap + 1) * n] for tap, of_taps in seen_by)
+    return functools.reduce(jnp.add, shifted).astype(x.dtype)
 
 
 def kernel_gradient_by_rows(

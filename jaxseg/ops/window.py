@@ -1,8 +1,9 @@
-"""Which pixels the taps of a stride-1 convolution see: sizes, paddings and shares, by shapes alone."""
+"""Which pixels the taps of a stride-1 convolution see: sizes, paddings and shares, by shapes alone; cuts."""
 
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.stock_conv import Pads, Pair
@@ -50,3 +51,8 @@ def cut(x: jax.Array, start: Pair, extent: Pair) -> jax.Array:
     """The rectangle of `[b, h, w, c]` from a pixel on."""
     (y, left), (h, w) = start, extent
     return lax.slice(x, (0, y, left, 0), (x.shape[0], y + h, left + w, x.shape[3]))
+
+
+def in_float32(x: jax.Array) -> jax.Array:
+    """x in the type that its products are summed in: float32, float64 if it has that."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.stock_conv import Pads, Pair
+from jaxseg.ops.window import in_float32
 
 ROWS, TAPS = 4, 3  # of the output in a tile, of the kernel
 POINTS = ROWS + TAPS - 1
@@ -66,11 +67,11 @@ def winograd_forward(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: P
     (kw, c, n), (rate, step) = kernel.shape[1:], dilation
     rows, columns = x.shape[1] + sum(pads[0]) - (TAPS - 1) * rate, x.shape[2] + sum(pads[1])
     width, number = columns - (kw - 1) * step, tiles(rows, rate)
-    weights = _kernel_to_points(_precise(kernel)).swapaxes(1, 2).reshape(POINTS, c, kw * n)
+    weights = _kernel_to_points(in_float32(kernel)).swapaxes(1, 2).reshape(POINTS, c, kw * n)
     image = _pad(x, pads, (number + 1) * ROWS * rate)
 
     def part(start: jax.Array | int, length: int) -> jax.Array:
-        points = _image_to_points(_precise(_rows(image, start, length + ROWS * rate)), rate)
+        points = _image_to_points(in_float32(_rows(image, start, length + ROWS * rate)), rate)
         products = _product(points, weights, 1, precision)
         taps = (products[..., j * step : j * step + width, j * n : (j + 1) * n] for j in range(kw))
         return _points_to_rows(functools.reduce(jnp.add, taps)).astype(x.dtype)
@@ -85,11 +86,11 @@ def winograd_input_gradient(
     """The gradient of x `[b, h, w, c]` for the cotangent g `[b, h', w', n]`; arguments as `winograd_forward`."""
     (kw, c, n), (rate, step), (b, h, w, _) = kernel.shape[1:], dilation, x.shape
     number, columns, width = tiles(g.shape[1], rate), w + sum(pads[1]), g.shape[2]
-    weights = _kernel_to_points(_precise(kernel)).reshape(POINTS, kw * c, n)
+    weights = _kernel_to_points(in_float32(kernel)).reshape(POINTS, kw * c, n)
     cotangent = _pad(g, ((0, 0), (0, 0)), number * ROWS * rate)
 
     def part(start: jax.Array | int, length: int) -> jax.Array:
-        points = _cotangent_to_points(_precise(_rows(cotangent, start, length)), rate)
+        points = _cotangent_to_points(in_float32(_rows(cotangent, start, length)), rate)
         products = _product(points, weights, 2, precision)
         taps = (
             _between(products[..., j * c : (j + 1) * c], j * step, columns - width - j * step, 4) for j in range(kw)
@@ -113,9 +114,9 @@ def winograd_kernel_gradient(
     length = size * ROWS * rate
 
     def part(start: jax.Array | int) -> jax.Array:
-        points = _image_to_points(_precise(_rows(image, start, length + ROWS * rate)), rate)
+        points = _image_to_points(in_float32(_rows(image, start, length + ROWS * rate)), rate)
         taps = jnp.concatenate([points[..., j * step : j * step + width, :] for j in range(kw)], axis=-1)
-        others = _cotangent_to_points(_precise(_rows(cotangent, start, length)), rate)
+        others = _cotangent_to_points(in_float32(_rows(cotangent, start, length)), rate)
         return lax.dot_general(taps, others, (((1, 2, 3, 4),) * 2, ((0,), (0,))), precision=precision)
 
     if size == number:
@@ -211,10 +212,6 @@ def _cotangent_to_points(rows: jax.Array, rate: int) -> jax.Array:
         even, odd = g[0] + point**2 * g[2], point * g[1] + point**3 * g[3]
         values += [even + odd, even - odd]
     return jnp.stack([g[0], *values, g[3]])
-
-
-def _precise(x: jax.Array) -> jax.Array:
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _product(points: jax.Array, weights: jax.Array, axis: int, precision: Any) -> jax.Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers import norm
+from jaxseg.layers.stack import Stack
 from jaxseg.ops import aligned, depthwise, phases, pixel_blocks, pointwise, resize, twice
 from jaxseg.ops.canonical import stock_input_gradient, stock_kernel_gradient
 from jaxseg.ops.stock_conv import stock_conv
@@ -181,14 +182,14 @@ def of_stack(less, b, side, widths):
 
     def gradient(way):
         def run(pieces, factors, shifts, g):
-            beside = norm.Stack.of(*pieces).beside
+            beside = Stack.of(*pieces).beside
             _, residuals = norm._rectify_forward(pieces, beside, factors, shifts, jnp.bfloat16)
             return way(*residuals, g)
 
         return run
 
     def values(pieces, factors, shifts):
-        return norm._rectify(pieces, norm.Stack.of(*pieces).beside, factors, shifts, jnp.bfloat16)[0]
+        return norm._rectify(pieces, Stack.of(*pieces).beside, factors, shifts, jnp.bfloat16)[0]
 
     def values_of_pieces(pieces, factors, shifts):
         return norm._rectify(pieces, None, factors, shifts, jnp.bfloat16)[0]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import BatchNorm, NormOptions, Stack, StackNorm, batch_moments
+from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm, batch_moments
+from jaxseg.layers.stack import Stack
 
 
 def variables(c, scale=1.0, bias=0.0, mean=0.0, var=1.0):

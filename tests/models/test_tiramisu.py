@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers import norm
+from jaxseg.layers import stack
 from jaxseg.models.tiramisu import build
 
 SMALL = {"num_classes": 5, "layers": (2, 3, 2), "growth_rate": 4, "first_channels": 6, "dropout_rate": 0.0}
@@ -61,9 +61,9 @@ def trained(network, variables, image):
 @pytest.mark.parametrize("small_pixels", [48, 4096])  # 2 x 5 x 4 pixels are joined, those of 9 x 7 are not; all are
 def test_small_maps_joined_are_those_in_pieces(small_pixels, monkeypatch):
     network, (_, variables, image) = build(**SMALL), made((9, 7))
-    monkeypatch.setattr(norm, "SMALL_PIXELS", 0)
+    monkeypatch.setattr(stack, "SMALL_PIXELS", 0)
     in_pieces = trained(network, variables, image)
-    monkeypatch.setattr(norm, "SMALL_PIXELS", small_pixels)
+    monkeypatch.setattr(stack, "SMALL_PIXELS", small_pixels)
     joined = trained(network, variables, image)
     chex.assert_trees_all_close(joined, in_pieces, rtol=1e-4, atol=1e-5)
     assert np.abs(joined[1][1]).max() > 1e-3
@@ -84,7 +84,7 @@ def test_a_layer_of_a_small_map_adds_the_same_whatever_came_before(monkeypatch):
         return (most - more) - (more - few)
 
     assert bends() == 0
-    monkeypatch.setattr(norm, "SMALL_PIXELS", 0)
+    monkeypatch.setattr(stack, "SMALL_PIXELS", 0)
     assert bends() > 100
 
 

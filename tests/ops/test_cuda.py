@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import Stack, StackNorm
+from jaxseg.layers.norm import StackNorm
+from jaxseg.layers.stack import Stack
 from jaxseg.ops import depthwise, phases
 from jaxseg.ops.canonical import stock_kernel_gradient
 from jaxseg.ops.conv import conv

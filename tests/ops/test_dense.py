@@ -71,8 +71,9 @@ def test_values_and_gradients(case, chosen, monkeypatch):
 
 @pytest.mark.parametrize("channels, image_is_padded", [(3, True), (400, False)])
 @pytest.mark.parametrize("case", CASES)
-def test_values_by_shifts_with_zeros_around_the_image_or_the_products(case, channels, image_is_padded):
+def test_values_by_shifts_with_zeros_around_the_image_or_the_products(case, channels, image_is_padded, monkeypatch):
     """Padded is what has fewer numbers: the image of 3 channels, the products of 400."""
+    monkeypatch.setattr(thin, "PADDED_AREA", 1000.0)
     h, w, _, n, (kh, kw), rates, pads = CASES[case]
     a, b = jax.random.split(jax.random.key(4))
     x, kernel = jax.random.normal(a, (2, h, w, channels)), jax.random.normal(b, (kh, kw, channels, n))
@@ -80,6 +81,15 @@ def test_values_by_shifts_with_zeros_around_the_image_or_the_products(case, chan
     text = jax.jit(ours).lower(x, kernel).as_text()
     assert (text.index("stablehlo.pad") < text.index("stablehlo.dot_general")) == image_is_padded
     assert relative(jax.jit(ours)(x, kernel), stock(x, kernel, pads, rates)) < 1e-5
+
+
+@pytest.mark.parametrize("side, rate, image_is_padded", [(44, 1, True), (40, 1, False), (44, 2, False)])
+def test_zeros_around_the_image_where_they_are_few(side, rate, image_is_padded):
+    """46^2 pixels are 1.09 times 44^2, 42^2 are 1.10 times 40^2: 1.1025."""
+    x, kernel = jnp.ones((1, side, side, 24)), jnp.ones((3, 3, 24, 2))
+    ours = functools.partial(thin.forward_by_shifts, pads=((rate, rate),) * 2, dilation=(rate, rate), precision=None)
+    text = jax.jit(ours).lower(x, kernel).as_text()
+    assert (text.index("stablehlo.pad") < text.index("stablehlo.dot_general")) == image_is_padded
 
 
 def test_share_of_useful_products():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers.norm import NormOptions, Stack, StackNorm
-from jaxseg.layers.room import Room
+from jaxseg.layers.norm import NormOptions, StackNorm
+from jaxseg.layers.stack import Room, Stack
 
 
 def numbers(*values):
