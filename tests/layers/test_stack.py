@@ -1,4 +1,4 @@
-"""Maps in their place of one array: by hand."""
+"""Maps in pieces, and in their place of one array: by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -53,3 +53,25 @@ def test_a_norm_of_it_is_that_of_a_stack():
     of_stack, _ = layer.apply(variables, stack, False)
     np.testing.assert_allclose(of_room, of_stack, rtol=1e-6)
     assert same is room and np.count_nonzero(of_room) > 20
+
+
+def test_a_small_stack_is_joined_with_its_moments():
+    pieces = jnp.arange(4.0).reshape(1, 2, 2, 1), jnp.full((1, 2, 2, 2), 7.0)
+    moments = (jnp.asarray([1.5]), jnp.asarray([1.25])), (jnp.asarray([7.0, 7.0]), jnp.zeros(2))
+    stack = Stack.of(*pieces).with_moments(moments)
+    joined = stack.joined_where_small(jnp.ones(()))
+    assert len(joined.pieces) == len(joined.moments) == 1
+    np.testing.assert_array_equal(joined.pieces[0][0, 1], [[2, 7, 7], [3, 7, 7]])
+    np.testing.assert_array_equal(joined.moments[0][0], [1.5, 7, 7])
+    np.testing.assert_array_equal(joined.moments[0][1], [1.25, 0, 0])
+    assert Stack.of(*pieces).joined_where_small(jnp.ones(())).moments == (None,)
+    large = Stack.of(jnp.zeros((4097, 1, 1, 1)), jnp.zeros((4097, 1, 1, 3)))
+    assert large.joined_where_small(jnp.ones(())) is large
+    narrow = Stack.of(*(piece.astype(jnp.bfloat16) for piece in pieces)).joined_where_small(jnp.ones(()))
+    np.testing.assert_array_equal(narrow.beside, narrow.pieces[0])
+
+
+def test_the_last_channels_of_a_stack():
+    stack = Stack.of(jnp.asarray([[1.0, 2, 3]]), jnp.asarray([[4.0, 5]]), jnp.asarray([[6.0]]))
+    for channels in range(1, 7):
+        np.testing.assert_array_equal(stack.last(channels), np.arange(7.0 - channels, 7)[None])
