@@ -4,6 +4,7 @@ Differences from the paper: none; the layout is torchvision's. Above the output 
 convolution, loses its average pooling, and the blocks after it are dilated.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +14,10 @@ from jax import lax
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Conv, ConvNorm
+from jaxseg.layers.dense_block import DenseBlock, DenseLayer
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm
-from jaxseg.layers.stack import Maps, Room, Stack
+from jaxseg.layers.stack import Room, Stack
 from jaxseg.ops.pooling import max_pool
 
 # depth: growth rate, channels of the stem, layers of the four dense blocks.
@@ -28,22 +30,29 @@ TABLE = {
 OUTPUT_STRIDES = (4, 8, 16, 32)
 
 
-class DenseLayer(nn.Module):
-    """Batch norm, ReLU, 1x1 to four times the growth; the same with 3x3 to the growth; put on the stack."""
+class BottleneckLayer(DenseLayer):
+    """Batch norm, ReLU, 1x1 to four times the growth; the same with 3x3 to the growth."""
+
+    NORM = "norm1"
 
     growth: int
     dilation: int = 1
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, stack: Maps, train: bool) -> Maps:
-        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + growth]`."""
-        y, stack = StackNorm(self.norm, self.dtype, name="norm1")(stack, train)
-        y = Conv(4 * self.growth, dtype=self.dtype, name="conv1")(y)
-        y = nn.relu(BatchNorm(self.norm, self.dtype, name="norm2")(y, train))
-        y = Conv(self.growth, 3, dilation=self.dilation, padding="torch", dtype=self.dtype, name="conv2")(y)
-        return stack.followed_by(y)
+    def setup(self) -> None:
+        self.norm1 = StackNorm(self.norm, self.dtype)
+        self.conv1 = Conv(4 * self.growth, dtype=self.dtype)
+        self.norm2 = BatchNorm(self.norm, self.dtype)
+        self.conv2 = Conv(self.growth, 3, dilation=self.dilation, padding="torch", dtype=self.dtype)
+
+    def rectifying_norm(self) -> StackNorm:
+        """The first."""
+        return self.norm1
+
+    def grow(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c]` rectified -> `[*b, h, w, growth]`."""
+        return self.conv2(nn.relu(self.norm2(self.conv1(x), train)))
 
 
 class DenseNet(nn.Module):
@@ -61,15 +70,14 @@ class DenseNet(nn.Module):
     def __call__(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
         """`[*b, h, w, 3]` -> features by stride, and the taps `block1` .. `block4`."""
         shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
-        layer = nn.remat(DenseLayer, static_argnums=(2,)) if self.remat else DenseLayer
         x = ConvNorm(self.stem, 7, strides=2, padding="torch", name="stem", **shared)(image, train)
         features = {"stem": x, "s2": x}
         x = max_pool(x, 3, strides=2, padding=1)
         stride, rate = 4, 1
         for block, layers in enumerate(self.layers, start=1):
             stack = Stack.of(x) if train else Room.around(x, before=0, after=layers * self.growth)
-            for i in range(layers):
-                stack = layer(self.growth, rate, name=f"block{block}_layer{i + 1}", **shared)(stack, train)
+            layer = functools.partial(BottleneckLayer, self.growth, rate, **shared)
+            stack = DenseBlock(layer, layers, self.growth, self.remat, name=f"block{block}")(stack, train)
             last = block == len(self.layers)
             name = "norm_last" if last else f"transition{block}_norm"
             x, _ = StackNorm(name=name, options=self.norm, dtype=self.dtype)(stack, train)

@@ -33,11 +33,11 @@ class Dropout(nn.Module):
     deterministic: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[*b, c]` floating, of the same shape and dtype."""
+    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        """`[*b, c]` floating, of the same shape and dtype; `deterministic` given here goes before the attribute."""
         if not 0 <= self.rate < 1:
             raise JaxsegError(f"The dropout rate {self.rate} must lie in [0, 1).")
-        if self.rate == 0 or self.deterministic:
+        if self.rate == 0 or (self.deterministic if deterministic is None else deterministic):
             return x
         shape = list(x.shape)
         for axis in self.broadcast_dims:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.layers.stack import Maps, Moments
-
-Arrays = tuple[jax.Array, ...]
+from jaxseg.layers.moments import Moments, batch_moments, completed_moments
+from jaxseg.layers.stack import Maps
+from jaxseg.ops.channel_sums import channel_sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,49 +31,46 @@ class NormOptions:
     frozen: bool = False
     batch_at_test: bool = False
 
+    def of_batch(self, train: bool) -> bool:
+        """Whether the batch's own statistics are used."""
+        return not self.frozen and (train or self.batch_at_test)
+
 
 class _Norm(nn.Module):
-    """Batch norm of pieces beside each other; its parameters and statistics are those of the whole."""
+    """A batch norm's parameters and running statistics, and the line that they make of a batch's moments."""
 
     options: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
-    def _lines(
-        self, pieces: Sequence[jax.Array], known: Sequence[Moments | None], train: bool
-    ) -> tuple[Arrays, Arrays, tuple[Moments | None, ...]]:
-        """Factor and shift of each piece's `x * factor + shift`, the normalised x, and its moments where known now."""
-        c = sum(piece.shape[-1] for piece in pieces)
-        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        moments = tuple(known)
-        cuts = _cuts(pieces)
-        if self.options.frozen or (not train and not self.options.batch_at_test):
-            mean, var = running_mean.value, running_var.value
-        else:
-            shifts = jnp.split(running_mean.value, cuts)
-            of = zip(pieces, shifts, known, strict=True)
-            moments = tuple(batch_moments(piece, shift=shift) if seen is None else seen for piece, shift, seen in of)
-            mean, var = (jnp.concatenate(values) for values in zip(*moments, strict=True))
-            count = pieces[0].size // pieces[0].shape[-1]
-            self._keep_moments(mean, var, count)
-            if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+    @nn.compact
+    def line(self, moments: Moments | None, channels: int, count: int, train: bool) -> tuple[jax.Array, jax.Array]:
+        """`factor, shift` `[channels]` of `x * factor + shift`, the normalised x; updates `batch_stats` in training.
+
+        Args:
+          moments: of a batch of `count` numbers a channel; None: the running ones.
+          channels, count: of x.
+          train: whether `batch_stats`, where it is mutable, takes the batch in.
+        """
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        if moments is None:
+            return _line((running_mean.value, running_var.value), scale, bias, self.options.epsilon)
+        if not self.is_initializing():
+            if self.is_mutable_collection("batch_moments"):
+                for name, value in zip(("mean", "var", "count"), (*moments, float(count)), strict=True):
+                    self.put_variable("batch_moments", name, jnp.asarray(value, jnp.float32))
+            if train and self.is_mutable_collection("batch_stats"):
                 running = running_mean.value, running_var.value
-                running_mean.value, running_var.value = _moved(running, (mean, var), count, self.options.momentum)
-        factor, shift = _line((mean, var), scale, bias, self.options.epsilon)
-        return tuple(jnp.split(factor, cuts)), tuple(jnp.split(shift, cuts)), moments
+                running_mean.value, running_var.value = _moved(running, moments, count, self.options.momentum)
+        return _line(moments, scale, bias, self.options.epsilon)
 
-    def _keep_moments(self, mean: jax.Array, var: jax.Array, count: int) -> None:
-        """Where the collection `batch_moments` is mutable: this batch's mean, biased variance and count in it."""
-        if self.is_mutable_collection("batch_moments") and not self.is_initializing():
-            for name, value in (("mean", mean), ("var", var), ("count", jnp.asarray(count, jnp.float32))):
-                self.put_variable("batch_moments", name, value)
-
-
-def _cuts(pieces: Sequence[jax.Array]) -> list[int]:
-    """The channels at which the pieces after the first begin, beside each other."""
-    return list(itertools.accumulate(piece.shape[-1] for piece in pieces[:-1]))
+    def shift(self, channels: int) -> jax.Array:
+        """`[channels]`: the running mean, from which `batch_moments` measures."""
+        if self.has_variable("batch_stats", "mean"):
+            return self.get_variable("batch_stats", "mean")
+        return jnp.zeros(channels)
 
 
 # Jitted, though always called under `jit`: what was traced for one layer serves all of its shape.
@@ -99,94 +94,58 @@ def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype
     return (x.astype(jnp.float32) * factor + shift).astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _rectified_stack(
-    pieces: Arrays, beside: jax.Array | None, factors: Arrays, shifts: Arrays, dtype: jnp.dtype
-) -> jax.Array:
-    """`relu(x * factor + shift)` of the pieces beside each other.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalized(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x * factor + shift` of `[*b, c]`, computed in float32, of the dtype given."""
+    return _on_line(x, factor, shift, dtype)
 
-    Its gradient is the one that JAX derives, but for the sums that are a factor's and a shift's. On a GPU these run
-    over the whole stack at once: a sum over 12 of 144 channels reads the others too, and leaves lanes without work
-    (16x513x513x144 bfloat16, H200, the whole gradient: 6.3 instead of 11.0 ms). 16-bit values come there from `beside`,
-    the pieces beside each other: the threads of a warp that read nine pieces part ways.
+
+def _normalized_forward(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    return _on_line(x, factor, shift, dtype), (x, factor)
+
+
+def _normalized_backward(
+    dtype: jnp.dtype, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    del dtype
+    x, factor = residuals
+    part = g.astype(jnp.float32)
+    of_factor, of_shift = channel_sums(x.astype(jnp.float32) * part, part)
+    return (part * factor).astype(x.dtype), of_factor, of_shift
+
+
+normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def rectified(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`relu(x * factor + shift)` of `[*b, c]`, computed in float32, of the dtype given."""
+    return nn.relu(_on_line(x, factor, shift, dtype))
+
+
+def _rectified_forward(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    return rectified(x, factor, shift, dtype), (x, factor, shift)
+
+
+def _rectified_backward(dtype: jnp.dtype, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, factor, shift = residuals
+    return rectified_gradient(x, factor, shift, g, dtype)
+
+
+rectified.defvjp(_rectified_forward, _rectified_backward)
+
+
+def rectified_gradient(
+    x: jax.Array, factor: jax.Array, shift: jax.Array, g: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of `rectified`'s x (in x's dtype), factor and shift (float32) for its cotangent.
+
+    Where x's line is positive is found again from x, which is there anyway: no mask is kept.
     """
-    return _rectify(pieces, beside, factors, shifts, dtype)[0]
-
-
-def _rectify(
-    pieces: Arrays, beside: jax.Array | None, factors: Arrays, shifts: Arrays, dtype: jnp.dtype
-) -> tuple[jax.Array, Arrays]:
-    """The rectified stack, and where each piece was above zero."""
-    lines = tuple(_on_line(*of, dtype) for of in zip(pieces, factors, shifts, strict=True))
-
-    def by_pieces(lines: Arrays, *_: Any) -> jax.Array:
-        # Rectified piece by piece: after the concatenation XLA's CPU would write both.
-        return jnp.concatenate([nn.relu(line) for line in lines], axis=-1)
-
-    def whole(_: Arrays, beside: jax.Array, factors: Arrays, shifts: Arrays) -> jax.Array:
-        return nn.relu(_on_line(beside, jnp.concatenate(factors), jnp.concatenate(shifts), dtype))
-
-    if beside is None:
-        stack = by_pieces(lines)
-    else:
-        stack = lax.platform_dependent(lines, beside, factors, shifts, cuda=whole, default=by_pieces)
-    return stack, tuple(line > 0 for line in lines)
-
-
-def _rectify_forward(
-    pieces: Arrays, beside: jax.Array | None, factors: Arrays, shifts: Arrays, dtype: jnp.dtype
-) -> tuple[jax.Array, Any]:
-    stack, above = _rectify(pieces, beside, factors, shifts, dtype)
-    return stack, (pieces, beside, factors, shifts, above)
-
-
-def _rectify_backward(
-    dtype: jnp.dtype, residuals: Any, g: jax.Array
-) -> tuple[Arrays, jax.Array | None, Arrays, Arrays]:
-    of_whole = functools.partial(_gradients_of_whole, dtype=dtype)
-    of_pieces, *others = lax.platform_dependent(*residuals, g, cuda=of_whole, default=_gradients_of_pieces)
-    beside = residuals[1]
-    return of_pieces, None if beside is None else jnp.zeros_like(beside), *others
-
-
-def _gradients_of_pieces(
-    pieces: Arrays, beside: jax.Array | None, factors: Arrays, shifts: Arrays, above: Arrays, g: jax.Array
-) -> tuple[Arrays, Arrays, Arrays]:
-    """Those of pieces, factors and shifts; sums for each piece apart."""
-    of_pieces, of_factors, of_shifts = [], [], []
-    for x, factor, positive, part in zip(pieces, factors, above, jnp.split(g, _cuts(pieces), axis=-1), strict=True):
-        part = jnp.where(positive, part, jnp.zeros((), g.dtype)).astype(jnp.float32)
-        axes = tuple(range(part.ndim - 1))
-        of_pieces.append((part * factor).astype(x.dtype))
-        of_factors.append(jnp.sum(x.astype(jnp.float32) * part, axis=axes))
-        of_shifts.append(jnp.sum(part, axis=axes))
-    return tuple(of_pieces), tuple(of_factors), tuple(of_shifts)
-
-
-def _gradients_of_whole(
-    pieces: Arrays,
-    beside: jax.Array | None,
-    factors: Arrays,
-    shifts: Arrays,
-    above: Arrays,
-    g: jax.Array,
-    *,
-    dtype: jnp.dtype,
-) -> tuple[Arrays, Arrays, Arrays]:
-    """As `_gradients_of_pieces`, sums over the whole stack."""
-    cuts = _cuts(pieces)
-    if beside is None:
-        beside = jnp.concatenate(pieces, axis=-1)
-    line = _on_line(beside, jnp.concatenate(factors), jnp.concatenate(shifts), dtype)
-    whole = jnp.where(line > 0, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
-    axes = tuple(range(g.ndim - 1))
-    of_factor = jnp.sum(beside.astype(jnp.float32) * whole, axis=axes)
-    parts = zip(pieces, factors, jnp.split(whole, cuts, axis=-1), strict=True)
-    of_pieces = tuple((part * factor).astype(x.dtype) for x, factor, part in parts)
-    return of_pieces, tuple(jnp.split(of_factor, cuts)), tuple(jnp.split(jnp.sum(whole, axis=axes), cuts))
-
-
-_rectified_stack.defvjp(_rectify_forward, _rectify_backward)
+    above = _on_line(x, factor, shift, dtype) > 0
+    part = jnp.where(above, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
+    of_factor, of_shift = channel_sums(x.astype(jnp.float32) * part, part)
+    return (part * factor).astype(x.dtype), of_factor, of_shift
 
 
 class BatchNorm(_Norm):
@@ -202,21 +161,31 @@ class BatchNorm(_Norm):
       dtype: of the result; statistics and parameters are float32.
     """
 
-    @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises `[*b, c]`; updates `batch_stats` where it is mutable and `train` is set."""
-        factors, shifts, _ = self._lines((x,), (None,), train)
-        return _on_line(x, factors[0], shifts[0], self.dtype)
+        c = x.shape[-1]
+        moments = batch_moments(x, shift=self.shift(c)) if self.options.of_batch(train) else None
+        return normalized(x, *self.line(moments, c, x.size // c, train), self.dtype)
 
 
 class StackNorm(_Norm):
     """ReLU of `BatchNorm` of a stack, of which earlier layers of a dense block have seen most.
 
-    A channel's moments are the same in every layer that reads it, so that each is summed once in the whole network, and
-    its gradient is made of one term a layer and one for the moments (DenseNet: up to 2 L terms otherwise).
+    A channel's moments are the same in every layer that reads it, so that each is summed once in the whole network.
     """
 
-    @nn.compact
+    def moments(self, stack: Maps, train: bool) -> Moments | None:
+        """Of the whole stack: those that it knows, and the others; None where the running ones are used."""
+        if not self.options.of_batch(train):
+            return None
+        shift, first, found = self.shift(stack.channels), 0, []
+        for piece, known in zip(stack.pieces, stack.moments, strict=True):
+            end = first + piece.shape[-1]
+            found.append(completed_moments(piece, known, shift[first:end]))
+            first = end
+        mean, var = (jnp.concatenate(values) if len(values) > 1 else values[0] for values in zip(*found, strict=True))
+        return mean, var
+
     def __call__(self, stack: Maps, train: bool) -> tuple[jax.Array, Maps]:
         """Normalises and rectifies the whole stack.
 
@@ -227,25 +196,7 @@ class StackNorm(_Norm):
         Returns:
           `[*b, c1 + c2 + ..]`, and the stack with all moments; with those it had where the running ones are used.
         """
-        factors, shifts, moments = self._lines(stack.pieces, stack.moments, train)
-        rectified = _rectified_stack(stack.pieces, stack.beside, factors, shifts, self.dtype)
-        return rectified, stack.with_moments(moments)
-
-
-@jax.jit
-def batch_moments(x: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance of `[*b, c]` over all axes but the last, float32, in one pass.
-
-    Args:
-      x: `[*b, c]` floating.
-      shift: `[c]`, a guess of the mean; changes rounding only.
-
-    Returns:
-      mean `[c]`, variance `[c]`, never negative.
-    """
-    axes = tuple(range(x.ndim - 1))
-    shift = lax.stop_gradient(shift)
-    centred = x.astype(jnp.float32) - shift
-    mean = jnp.mean(centred, axis=axes)
-    square = jnp.mean(lax.square(centred), axis=axes)
-    return mean + shift, jnp.maximum(square - lax.square(mean), 0.0)
+        c, x = stack.channels, stack.whole()
+        moments = self.moments(stack, train)
+        factor, shift = self.line(moments, c, x.size // c, train)
+        return rectified(x, factor, shift, self.dtype), stack.with_moments(moments)

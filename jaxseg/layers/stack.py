@@ -1,77 +1,54 @@
-"""A dense block's maps: pieces beside each other in training, one array with room around them at test."""
+"""A dense block's maps: pieces in front of each other, or one array with room around them."""
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops.apart import gradient_apart
-
-Moments = tuple[jax.Array, jax.Array]  # mean, variance of each channel
-
-# Pixels of all images up to which `Stack.joined_where_small` joins. FC-DenseNet103, train step of 3x224x224 on two
-# cores, in turns: 9.1 s without, 9.1 with 4096 (maps of 28x28 and smaller), 9.3 with 10000 (56x56 too); the program has
-# 8,500, 6,700 and 6,400 fusions, and is read from the compilation cache in 40 to 48 s without, 20 to 24 s with 4096.
-SMALL_PIXELS = 4096
+from jaxseg.layers.moments import Moments
 
 
 class Stack(NamedTuple):
-    """Feature maps beside each other in a dense block, and the moments of each once a norm has made them.
+    """Feature maps beside each other, and the moments of each piece as far as norms have made them.
 
     Attributes:
       pieces: `[*b, h, w, c1]`, `[*b, h, w, c2]`, ..
-      moments: of each piece, or None.
-      beside: the pieces, `[*b, h, w, c1 + c2 + ..]`, without a gradient; what NVIDIA GPUs read. None where they are
-        not 16-bit numbers.
+      moments: of each piece: of its first channels or of all of them, or None.
     """
 
     pieces: tuple[jax.Array, ...]
     moments: tuple[Moments | None, ...]
-    beside: jax.Array | None
 
     @classmethod
     def of(cls, *pieces: jax.Array) -> "Stack":
         """Pieces that no norm has seen."""
-        narrow = all(piece.dtype.itemsize == 2 for piece in pieces)
-        beside = functools.reduce(_beside, map(lax.stop_gradient, pieces)) if narrow else None
-        return cls(pieces, (None,) * len(pieces), beside)
+        return cls(pieces, (None,) * len(pieces))
 
-    def with_moments(self, moments: tuple[Moments | None, ...]) -> "Stack":
-        """The same, of moments that are known now."""
-        return self._replace(moments=moments)
+    @property
+    def channels(self) -> int:
+        """`c1 + c2 + ..`."""
+        return sum(piece.shape[-1] for piece in self.pieces)
+
+    def with_moments(self, moments: Moments | None) -> "Stack":
+        """The same, of which the moments of the whole are known, or none."""
+        cuts = list(itertools.accumulate(piece.shape[-1] for piece in self.pieces))[:-1]
+        if moments is None:
+            return self
+        mean, var = (jnp.split(of, cuts) for of in moments)
+        return Stack(self.pieces, tuple(zip(mean, var, strict=True)))
 
     def followed_by(self, maps: jax.Array) -> "Stack":
         """This one's pieces, then `[*b, h, w, c]` that no norm has seen."""
-        return self._before(Stack.of(maps))
+        return Stack((*self.pieces, maps), (*self.moments, None))
 
     def preceded_by(self, maps: jax.Array) -> "Stack":
         """`[*b, h, w, c]` that no norm has seen, then this one's pieces."""
-        return Stack.of(maps)._before(self)
-
-    def _before(self, other: "Stack") -> "Stack":
-        beside = None if self.beside is None or other.beside is None else _beside(self.beside, other.beside)
-        return Stack(self.pieces + other.pieces, self.moments + other.moments, beside)
-
-    def joined_where_small(self, witness: jax.Array) -> "Stack":
-        """The same as one piece where the maps are small: another layer then adds a norm's work once, not once a piece.
-
-        Args:
-          witness: of `gradient_apart`; without that border XLA's CPU makes each gradient of all later layers' anew.
-
-        Returns:
-          A stack of one piece where all images together have at most `SMALL_PIXELS` pixels; else this one.
-        """
-        first = self.pieces[0]
-        if len(self.pieces) == 1 or first.size > SMALL_PIXELS * first.shape[-1]:
-            return self
-        known = [moments for moments in self.moments if moments is not None]
-        joined: Moments | None = None
-        if len(known) == len(self.pieces):
-            joined = jnp.concatenate([mean for mean, _ in known]), jnp.concatenate([var for _, var in known])
-        return Stack((gradient_apart(self.whole(), witness),), (joined,), self.beside)
+        return Stack((maps, *self.pieces), (None, *self.moments))
 
     def last(self, channels: int) -> jax.Array:
         """`[*b, h, w, channels]`: the last `channels` of the whole; the pieces before them are not read."""
@@ -79,23 +56,15 @@ class Stack(NamedTuple):
         for piece in reversed(self.pieces):
             if left := channels - sum(piece.shape[-1] for piece in pieces):
                 pieces.insert(0, piece[..., -min(left, piece.shape[-1]) :])
-        return jnp.concatenate(pieces, axis=-1)
+        return _beside(pieces)
 
     def whole(self) -> jax.Array:
         """`[*b, h, w, c1 + c2 + ..]`."""
-        return jnp.concatenate(self.pieces, axis=-1)
+        return _beside(self.pieces)
 
 
-def _beside(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Two beside each other: on NVIDIA GPUs written at once, or XLA would read all of a stack's pieces one by one."""
-
-    def written(left: jax.Array, right: jax.Array) -> jax.Array:
-        return lax.optimization_barrier(joined(left, right))
-
-    def joined(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.concatenate([left, right], axis=-1)
-
-    return lax.platform_dependent(left, right, cuda=written, default=joined)
+def _beside(pieces: Sequence[jax.Array]) -> jax.Array:
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["first", "end"])
@@ -122,6 +91,11 @@ class Room:
         return cls(lax.pad(x, jnp.zeros((), x.dtype), edges), before, before + x.shape[-1])
 
     @property
+    def channels(self) -> int:
+        """Of the maps."""
+        return self.end - self.first
+
+    @property
     def pieces(self) -> tuple[jax.Array]:
         """`[*b, h, w, end - first]`, the one piece."""
         return (self.whole(),)
@@ -131,19 +105,9 @@ class Room:
         """Of a batch: never known, for the running ones are used."""
         return (None,)
 
-    @property
-    def beside(self) -> None:
-        """As `Stack.beside`: one piece lies beside no other."""
-        return None
-
-    def with_moments(self, moments: tuple[Moments | None, ...]) -> "Room":
+    def with_moments(self, moments: Moments | None) -> "Room":
         """The same."""
         del moments
-        return self
-
-    def joined_where_small(self, witness: jax.Array) -> "Room":
-        """The same: it is of one piece."""
-        del witness
         return self
 
     def followed_by(self, maps: jax.Array) -> "Room":

@@ -6,6 +6,7 @@ a size that 32 does not divide are taken too: a transposed convolution gives one
 input, and its result is cropped to the skip.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
 from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.dense_block import DenseBlock, DenseLayer
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import NormOptions, StackNorm
-from jaxseg.layers.stack import Maps, Room, Stack
+from jaxseg.layers.stack import Room, Stack
 from jaxseg.layers.upsample import Upsample
 from jaxseg.ops.apart import apart, gradient_apart
 from jaxseg.ops.pooling import max_pool
@@ -33,7 +35,7 @@ UP: dict[str, Any] = {"kernel_size": 3, "offset": 0, "initial_kernel": "he", "us
 HE_UNIFORM = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
-class NormConv(nn.Module):
+class NormConv(DenseLayer):
     """Batch norm, ReLU, convolution with bias, dropout: the paper's layer; and 2x2 max pooling, its transition down."""
 
     features: int
@@ -43,38 +45,26 @@ class NormConv(nn.Module):
     norm: NormOptions = NormOptions()
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, stack: Maps, train: bool) -> tuple[jax.Array, Maps]:
-        """A stack of `[*b, h, w, c]` -> `[*b, h', w', features]`, and the stack, with moments, small maps joined."""
-        x, stack = StackNorm(self.norm, self.dtype, name="norm")(stack, train)
+    def setup(self) -> None:
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
-        x = Conv(self.features, self.kernel_size, name="conv", **shared)(x)
-        witness: jax.Array = self.get_variable("params", "conv")["bias"][0]
-        # The map is made by both threads, and then written into its room by one.
-        x = apart(x, witness) if isinstance(stack, Room) and not self.pool else gradient_apart(x, witness)
-        x = Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        self.rectifying = StackNorm(self.norm, self.dtype, name="norm")
+        self.conv = Conv(self.features, self.kernel_size, **shared)
+        self.dropout = Dropout(self.dropout_rate)
+
+    def rectifying_norm(self) -> StackNorm:
+        """The layer's."""
+        return self.rectifying
+
+    def grow(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[*b, h, w, c]` rectified -> `[*b, h', w', features]`."""
+        x = self.conv(x)
+        witness: jax.Array = self.conv.get_variable("params", "bias")[0]
+        # At test the map is made by both threads, and then written into its room by one.
+        x = gradient_apart(x, witness) if train or self.pool else apart(x, witness)
+        x = self.dropout(x, deterministic=not train)
         if self.pool:
             x = gradient_apart(max_pool(x, 2), witness)
-        return x, stack.joined_where_small(witness)
-
-
-class DenseBlock(nn.Module):
-    """Layers that each see the input and all that the layers before them made."""
-
-    layers: int
-    growth_rate: int
-    dropout_rate: float = 0.2
-    norm: NormOptions = NormOptions()
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, stack: Maps, train: bool) -> Maps:
-        """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth_rate]`, the new maps at its end."""
-        settings = self.growth_rate, 3, False, self.dropout_rate, self.norm, self.dtype
-        for i in range(self.layers):
-            made, stack = NormConv(*settings, name=f"layer{i + 1}")(stack, train)
-            stack = stack.followed_by(made)
-        return stack
+        return x
 
 
 class Tiramisu(nn.Module):
@@ -95,7 +85,8 @@ class Tiramisu(nn.Module):
         levels = len(self.layers) // 2
         check_image(image, model="tiramisu", min_size=2**levels)
         shared: dict[str, Any] = {"dropout_rate": self.dropout_rate, "norm": self.norm, "dtype": self.dtype}
-        block = nn.remat(DenseBlock, static_argnums=(2,)) if self.remat else DenseBlock
+        layer = functools.partial(NormConv, self.growth_rate, **shared)
+        block = functools.partial(DenseBlock, layer, growth=self.growth_rate, remat=self.remat)
         first = Conv(self.first_channels, 3, use_bias=True, kernel_init=HE_UNIFORM, dtype=self.dtype, name="first")
         made = [layers * self.growth_rate for layers in self.layers]
         in_room = not train and not self.norm.batch_at_test
@@ -104,20 +95,20 @@ class Tiramisu(nn.Module):
             # The skip's array has room for what comes to it on the way up: maps enlarged, and those of the block there.
             room = {"before": made[-2 - i], "after": made[i] + made[-1 - i]}
             stack = Room.around(x, **room) if in_room else Stack.of(x)
-            stack = block(self.layers[i], self.growth_rate, name=f"down{i + 1}", **shared)(stack, train)
+            stack = block(self.layers[i], name=f"down{i + 1}")(stack, train)
             outputs[f"down{i + 1}"] = stack.whole()
             channels = outputs[f"down{i + 1}"].shape[-1]
             x, skip = NormConv(channels, 1, True, name=f"transition_down{i + 1}", **shared)(stack, train)
             skips.append(skip)
         stack = Room.around(x, before=0, after=made[levels]) if in_room else Stack.of(x)
-        stack = block(self.layers[levels], self.growth_rate, name="bottleneck", **shared)(stack, train)
+        stack = block(self.layers[levels], name="bottleneck")(stack, train)
         x = outputs["bottleneck"] = stack.whole()
         for i, skip in enumerate(reversed(skips)):
             new = stack.last(made[levels + i])
             up = Upsample("transposed", 2, name=f"transition_up{i + 1}", features=new.shape[-1], **UP, dtype=self.dtype)
             # Twice the size plus one: the last row and column are cropped where the skip is even.
             stack = skip.preceded_by(up(new, skip.pieces[0].shape[-3:-1]))
-            stack = block(self.layers[levels + 1 + i], self.growth_rate, name=f"up{i + 1}", **shared)(stack, train)
+            stack = block(self.layers[levels + 1 + i], name=f"up{i + 1}")(stack, train)
             x = outputs[f"up{i + 1}"] = stack.whole()
         classifier = Conv(self.num_classes, use_bias=True, kernel_init=HE_UNIFORM, name="classifier")
         return outputs | {"logits": classifier(x)}
@@ -151,7 +142,8 @@ def build(
       freeze_norm: running statistics in training too.
       batch_norm_at_test: "running", or "batch": the test batch's own statistics, as the authors evaluate; results then
         depend on what is batched together.
-      remat: recompute the dense blocks in the backward pass.
+      remat: recompute each layer in the backward pass instead of storing what its convolution reads: of a layer only
+        its growth channels remain.
       dtype: of the computation; parameters and logits are float32.
 
     Returns:

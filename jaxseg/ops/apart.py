@@ -24,11 +24,11 @@ def apart(x: jax.Array, witness: jax.Array) -> jax.Array:
     Returns:
       x. The witness has the gradient 0.
     """
-    return _on_cpu(x, witness)
+    return written_once(x, witness)
 
 
 def _apart_forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _on_cpu(x, witness), witness
+    return written_once(x, witness), witness
 
 
 @jax.custom_vjp
@@ -70,10 +70,16 @@ def _forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(witness: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _on_cpu(g, witness), jnp.zeros_like(witness)
+    return written_once(g, witness), jnp.zeros_like(witness)
 
 
-def _on_cpu(x: jax.Array, witness: jax.Array) -> jax.Array:
+def written_once(x: jax.Array, witness: jax.Array) -> jax.Array:
+    """x; it is written to memory once where the platform is a CPU. For values and gradients that are written out.
+
+    Args:
+      x: floating, any shape.
+      witness: as `gradient_apart`'s; where it is not finite it is added to x.
+    """
     return lax.platform_dependent(x, witness, cpu=_apart, default=lambda x, _: x)
 
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.layers import norm
-from jaxseg.layers.stack import Stack
 from jaxseg.ops import aligned, depthwise, phases, pixel_blocks, pointwise, resize, twice
 from jaxseg.ops.canonical import stock_input_gradient, stock_kernel_gradient
 from jaxseg.ops.stock_conv import stock_conv
@@ -48,7 +47,7 @@ TWICE = ((16, 256, 32, 16),)
 # images, side, new side, channels, dtype
 RESIZE = ((16, 65, 513, 21, "float32"), (8, 128, 1024, 21, "float32"), (16, 33, 129, 256, "bfloat16"))
 # images, side, channels of the pieces
-STACK = (16, 513, (48, *(12,) * 8))
+STACK = (16, 513, 144)
 
 
 def normal(seed, *shape, dtype="bfloat16"):
@@ -172,36 +171,19 @@ def of_resize(less, b, side, size, c, dtype):
     }
 
 
-def of_stack(less, b, side, widths):
-    """The gradient of a dense block's rectified norm, its sums piece by piece and over the whole."""
-    side, channels = less(side), sum(widths)
-    pieces = tuple(normal(i, b, side, side, c) for i, c in enumerate(widths))
-    factors = tuple(normal(50 + i, c, dtype="float32") for i, c in enumerate(widths))
-    shifts = tuple(normal(90 + i, c, dtype="float32") for i, c in enumerate(widths))
-    g = normal(3, b, side, side, channels)
+def of_stack(less, b, side, channels):
+    """A dense block's rectified norm and its gradient, of the first channels of an array of all."""
+    side = less(side)
+    array, g = normal(0, b, side, side, channels + 12), normal(3, b, side, side, channels)
+    factor, shift = (normal(i, channels, dtype="float32") for i in (50, 90))
 
-    def gradient(way):
-        def run(pieces, factors, shifts, g):
-            beside = Stack.of(*pieces).beside
-            _, residuals = norm._rectify_forward(pieces, beside, factors, shifts, jnp.bfloat16)
-            return way(*residuals, g)
+    def values(array, factor, shift):
+        return norm.rectified(array[..., :channels], factor, shift, jnp.bfloat16)
 
-        return run
+    def gradient(array, factor, shift, g):
+        return norm.rectified_gradient(array[..., :channels], factor, shift, g, jnp.bfloat16)
 
-    def values(pieces, factors, shifts):
-        return norm._rectify(pieces, Stack.of(*pieces).beside, factors, shifts, jnp.bfloat16)[0]
-
-    def values_of_pieces(pieces, factors, shifts):
-        return norm._rectify(pieces, None, factors, shifts, jnp.bfloat16)[0]
-
-    given = pieces, factors, shifts
-    whole = functools.partial(norm._gradients_of_whole, dtype=jnp.bfloat16)
-    return {
-        "gradient, pieces": (gradient(norm._gradients_of_pieces), *given, g),
-        "gradient, whole": (gradient(whole), *given, g),
-        "values, pieces": (values_of_pieces, *given),
-        "values, beside each other first": (values, *given),
-    }
+    return {"gradient": (gradient, array, factor, shift, g), "values": (values, array, factor, shift)}
 
 
 GROUPS = {

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm, batch_moments
+from jaxseg.layers.moments import batch_moments
+from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm
 from jaxseg.layers.stack import Stack
 
 
@@ -125,9 +126,7 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
     def stacked(params, pieces):
         known = (batch_moments(pieces[0], shift=jnp.zeros(widths[0])), None, None)
         of = {**given, "params": params}
-        (y, stack), updated = StackNorm().apply(
-            of, Stack.of(*pieces).with_moments(known), True, mutable=["batch_stats"]
-        )
+        (y, stack), updated = StackNorm().apply(of, Stack(tuple(pieces), known), True, mutable=["batch_stats"])
         assert [mean.shape for mean, _ in stack.moments] == [(c,) for c in widths]
         return jnp.sum(weight * y), updated
 
@@ -142,7 +141,7 @@ def test_a_stack_is_the_rectified_norm_of_its_pieces_beside_each_other():
 def test_moments_of_a_stack_that_are_known_are_not_made_again():
     pieces = (jnp.ones((2, 3, 3, 1)), 2 * jnp.ones((2, 3, 3, 1)))
     moments = (jnp.asarray([-1.0]), jnp.asarray([4.0])), (jnp.asarray([0.0]), jnp.asarray([16.0]))
-    known = Stack.of(*pieces).with_moments(moments)
+    known = Stack(pieces, moments)
     layer = StackNorm(NormOptions(momentum=0.5, epsilon=0.0))
     (y, stack), updated = layer.apply(variables(2), known, True, mutable=["batch_stats"])
     np.testing.assert_allclose(y[0, 0, 0], [1.0, 0.5])  # (1 + 1) / 2, 2 / 4

@@ -16,7 +16,7 @@ def numbers(*values):
 def test_maps_are_written_before_and_behind_those_that_are_there():
     room = Room.around(numbers(1, 2), before=3, after=2)
     np.testing.assert_array_equal(room.array[0, 0], [0, 0, 0, 1, 2, 0, 0])
-    assert (room.first, room.end, room.moments, room.beside) == (3, 5, (None,), None)
+    assert (room.first, room.end, room.channels, room.moments) == (3, 5, 2, (None,))
     later = room.followed_by(numbers(3)).preceded_by(numbers(-1, 0))
     np.testing.assert_array_equal(later.array[0, 0], [0, -1, 0, 1, 2, 3, 0])
     np.testing.assert_array_equal(later.whole()[0, 0], [-1, 0, 1, 2, 3])
@@ -55,20 +55,15 @@ def test_a_norm_of_it_is_that_of_a_stack():
     assert same is room and np.count_nonzero(of_room) > 20
 
 
-def test_a_small_stack_is_joined_with_its_moments():
-    pieces = jnp.arange(4.0).reshape(1, 2, 2, 1), jnp.full((1, 2, 2, 2), 7.0)
-    moments = (jnp.asarray([1.5]), jnp.asarray([1.25])), (jnp.asarray([7.0, 7.0]), jnp.zeros(2))
-    stack = Stack.of(*pieces).with_moments(moments)
-    joined = stack.joined_where_small(jnp.ones(()))
-    assert len(joined.pieces) == len(joined.moments) == 1
-    np.testing.assert_array_equal(joined.pieces[0][0, 1], [[2, 7, 7], [3, 7, 7]])
-    np.testing.assert_array_equal(joined.moments[0][0], [1.5, 7, 7])
-    np.testing.assert_array_equal(joined.moments[0][1], [1.25, 0, 0])
-    assert Stack.of(*pieces).joined_where_small(jnp.ones(())).moments == (None,)
-    large = Stack.of(jnp.zeros((4097, 1, 1, 1)), jnp.zeros((4097, 1, 1, 3)))
-    assert large.joined_where_small(jnp.ones(())) is large
-    narrow = Stack.of(*(piece.astype(jnp.bfloat16) for piece in pieces)).joined_where_small(jnp.ones(()))
-    np.testing.assert_array_equal(narrow.beside, narrow.pieces[0])
+def test_moments_of_the_whole_are_cut_to_the_pieces():
+    stack = Stack.of(numbers(1, 2), numbers(3)).with_moments((jnp.asarray([1.0, 2, 3]), jnp.asarray([4.0, 5, 6])))
+    (first, second), _ = stack.moments, stack.channels
+    np.testing.assert_array_equal(first, [[1, 2], [4, 5]])
+    np.testing.assert_array_equal(second, [[3], [6]])
+    later = stack.preceded_by(numbers(0)).followed_by(numbers(4, 5))
+    assert later.channels == 6 and later.moments == (None, first, second, None)
+    np.testing.assert_array_equal(later.whole()[0, 0], np.arange(6))
+    assert Stack.of(numbers(1)).with_moments(None).moments == (None,)
 
 
 def test_the_last_channels_of_a_stack():

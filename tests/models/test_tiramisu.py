@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers import stack
 from jaxseg.models.tiramisu import build
 
 SMALL = {"num_classes": 5, "layers": (2, 3, 2), "growth_rate": 4, "first_channels": 6, "dropout_rate": 0.0}
@@ -45,58 +44,6 @@ def test_its_gradients_are_those_of_the_pieces(remat):
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], image)
 
     chex.assert_trees_all_close(gradients(False), gradients(True), rtol=1e-4, atol=1e-4)
-
-
-def trained(network, variables, image):
-    """Loss, updated statistics, and gradients of parameters and image, with the batch's own moments."""
-
-    def loss(params, image):
-        given = {**variables, "params": params}
-        outputs, updated = network.apply(given, image, True, mutable=["batch_stats"])
-        return jnp.mean(outputs["logits"] ** 2), (outputs, updated)
-
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables["params"], image)
-
-
-@pytest.mark.parametrize("small_pixels", [48, 4096])  # 2 x 5 x 4 pixels are joined, those of 9 x 7 are not; all are
-def test_small_maps_joined_are_those_in_pieces(small_pixels, monkeypatch):
-    network, (_, variables, image) = build(**SMALL), made((9, 7))
-    monkeypatch.setattr(stack, "SMALL_PIXELS", 0)
-    in_pieces = trained(network, variables, image)
-    monkeypatch.setattr(stack, "SMALL_PIXELS", small_pixels)
-    joined = trained(network, variables, image)
-    chex.assert_trees_all_close(joined, in_pieces, rtol=1e-4, atol=1e-5)
-    assert np.abs(joined[1][1]).max() > 1e-3
-
-
-def test_a_layer_of_a_small_map_adds_the_same_whatever_came_before(monkeypatch):
-    """Equations of the step by layers of a block of nothing but small maps: a straight line, in pieces a square."""
-
-    def equations(layers):
-        network = build(**SMALL | {"layers": (layers,), "growth_rate": 8})  # no convolution from 96 channels or more
-        image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-        variables = jax.eval_shape(network.init, jax.random.key(0), image)
-        jaxpr = jax.make_jaxpr(lambda v, x: trained(network, v, x))(variables, image)
-        return str(jaxpr).count(" = ")
-
-    def bends():
-        few, more, most = equations(4), equations(8), equations(12)
-        return (most - more) - (more - few)
-
-    assert bends() == 0
-    monkeypatch.setattr(stack, "SMALL_PIXELS", 0)
-    assert bends() > 100
-
-
-def test_nothing_is_put_beside_each_other_again():
-    """Maps are written into the room that their array has; in pieces one concatenation a layer and a transition."""
-    network, variables, image = made((8, 8))
-
-    def concatenations(train):
-        text = jax.jit(lambda v, x: network.apply(v, x, train)["logits"]).lower(variables, image).as_text()
-        return sum("stablehlo.concatenate" in line and "x8x8x" in line for line in text.splitlines())
-
-    assert concatenations(False) == 0 < concatenations(True)
 
 
 def test_the_batchs_own_statistics_at_test_are_made_of_pieces():

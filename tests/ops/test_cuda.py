@@ -1,15 +1,11 @@
 """What NVIDIA GPUs get, run on this CPU: the same values and gradients, nothing gathered over devices."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.layers.norm import StackNorm
-from jaxseg.layers.stack import Stack
 from jaxseg.ops import depthwise, phases
 from jaxseg.ops.canonical import stock_kernel_gradient
 from jaxseg.ops.conv import conv
@@ -173,33 +169,6 @@ def test_resize(size, alignment, method, cuda, monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, default, **_: default(*a))
     for got, products in zip(ours, both(), strict=True):
         assert relative(got, products) < 1e-6
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
-def test_a_stacks_values_and_gradient(dtype, tolerance, cuda, monkeypatch):
-    """16-bit pieces lie beside each other; a piece that is read alone has its gradient too."""
-    pieces = tuple(normal(i, 2, 5, 3, c, dtype=dtype) + jnp.asarray(0.3, dtype) for i, c in enumerate((3, 2, 4)))
-    layer, weight = StackNorm(dtype=dtype), normal(5, 2, 5, 3, 9)
-    assert (Stack.of(*pieces).beside is None) == (dtype == jnp.float32)
-    variables = layer.init(jax.random.key(0), Stack.of(*pieces), True)
-    variables["params"]["scale"] = normal(6, 9)
-
-    def gradients():
-        def loss(params, pieces):
-            stack = functools.reduce(Stack.followed_by, pieces[1:], Stack.of(pieces[0]))
-            (y, stack), _ = layer.apply({**variables, "params": params}, stack, True, mutable=["batch_stats"])
-            return jnp.sum(weight * y.astype(jnp.float32)) + jnp.sum(
-                stack.whole()[..., 2:4].astype(jnp.float32) ** 2
-            ), y
-
-        found = jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], pieces)
-        return [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(found)]
-
-    ours = gradients()
-    jax.clear_caches()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, default, **_: default(*a))
-    for got, expected in zip(ours, gradients(), strict=True):
-        assert relative(got, expected) < tolerance
 
 
 @pytest.mark.parametrize("kind", ["dense", "wide", "pointwise", "strided pointwise", "depthwise at a rate", "stem"])

@@ -17,7 +17,7 @@ DENSENET = [
     (r"^features\.conv0", "stem/conv"),
     (r"^features\.norm0", "stem/norm"),
     (r"^features\.norm5", "norm_last"),
-    (r"^features\.denseblock(\d)\.denselayer(\d+)\.", r"block\1_layer\2/"),
+    (r"^features\.denseblock(\d)\.denselayer(\d+)\.", r"block\1/layer\2/"),
     (r"^features\.transition(\d)\.(norm|conv)", r"transition\1_\2"),
 ]
 MOBILENET_V2 = [
