@@ -208,6 +208,8 @@ def test_each_layer_reads_one_array_and_writes_its_maps_into_it():
         text = lowered.as_text()
         assert not [line for line in text.splitlines() if "concatenate" in line and "x32x32x8x" in line]
         assert text.count("stablehlo.dynamic_update_slice") >= 6
+        # Without it other platforms find that what is made again is what there was, and keep that.
+        assert ("stablehlo.optimization_barrier" in text) == remat
         sizes[remat] = lowered.compile().memory_analysis().temp_size_in_bytes
     assert sizes[True] < 0.8 * sizes[False]
 
