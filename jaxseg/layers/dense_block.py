@@ -169,8 +169,6 @@ class _Growing:
 
     def _backward(self, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
         (array, moments, steps), (g, g_moments, _) = residuals, cotangents
-        if self.remat:
-            array = lax.optimization_barrier(array)  # or what is made again is found to be what was made before
         of_params = []
         for step in reversed(steps):
             c = len(step.factor)
@@ -182,7 +180,10 @@ class _Growing:
             of_growth = step.of_growth
             if self.remat:
                 rest, key, inner = step.of_growth
-                x = rectified(array[..., :c], step.factor, step.shift, self.layer.dtype)
+                # When its gradient is there, and not before; nor may it be found to be what there was.
+                array, g_made = lax.optimization_barrier((array, g_made))
+                now = written_once(step.shift, g_made[(0,) * g_made.ndim])
+                x = rectified(array[..., :c], step.factor, now, self.layer.dtype)
                 _, of_growth, _ = jax.vjp(functools.partial(self._grow, rest, key), inner, x, has_aux=True)
             of_inner, g_x = of_growth(g_made)
             gradient, *of_line = rectified_gradient(array[..., :c], step.factor, step.shift, g_x, self.layer.dtype)
