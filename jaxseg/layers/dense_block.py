@@ -23,7 +23,8 @@ Variables = Mapping[str, Any]
 class DenseLayer(nn.Module):
     """A layer of a dense block: batch norm and ReLU of all maps, and what makes new maps of them.
 
-    A class of layers makes its norm in `setup`, under the name in NORM, and the new maps in `grow`.
+    A class of layers has the attributes `norm` (its options) and `dtype`; it makes its norm in `setup`, under the
+    name in NORM, and the new maps in `grow`.
     """
 
     NORM = "norm"

@@ -1,4 +1,4 @@
-"""A dense block's maps: pieces in front of each other, or one array with room around them."""
+"""A dense block's maps: pieces beside each other, or one array with room around them."""
 
 import dataclasses
 import functools
