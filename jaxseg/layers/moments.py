@@ -85,6 +85,6 @@ def moments_gradient(x: jax.Array, mean: jax.Array, g: Moments) -> jax.Array:
       g: gradients of mean and (biased) variance, `[c]` each.
     """
     count = x.size // x.shape[-1]
-    # Two numbers a channel, made before the line: XLA's CPU would otherwise make them anew for each pixel.
+    # A number a channel, made before: XLA's CPU would otherwise make it anew for each pixel.
     slope = 2 / count * g[1]
-    return x.astype(jnp.float32) * slope + (g[0] / count - mean * slope)
+    return (x.astype(jnp.float32) - mean) * slope + g[0] / count
