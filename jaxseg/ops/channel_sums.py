@@ -4,8 +4,8 @@ XLA's CPU makes a sum by a routine that reads finished arrays: products, masks a
 written first, and two sums read them twice. It does not know a reduction of two numbers at once, and so puts what is
 summed into that one's loop, which it shares out along the axes that are left. Here these are blocks of rows, so that
 there is enough to share out and an element stays in its register. Sums of blocks of columns follow, for the rounding:
-one sum of all blocks rounds more often than XLA's plain sum, and a variance far from zero shows it. Two cores with AVX-512,
-float32, in turns, medians of nine, milliseconds (the last line with the sums that follow, the others without):
+one sum of all blocks rounds more often than XLA's plain sum, and a variance far from zero shows it. Two cores with
+AVX-512, float32, in turns, medians of nine, milliseconds (the last line with the sums that follow, the others without):
 
 | sums, of                                                   | plain | here |
 |------------------------------------------------------------|-------|------|
