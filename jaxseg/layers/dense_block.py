@@ -69,8 +69,13 @@ class DenseBlock(nn.Module):
     def __call__(self, stack: Maps, train: bool) -> Maps:
         """A stack of `[*b, h, w, c]` -> one of `[*b, h, w, c + layers * growth]`, the new maps at its end."""
         if isinstance(stack, Room) or self.is_initializing():
+
+            def layer(member: DenseLayer, stack: Maps) -> tuple[jax.Array, Maps]:
+                return member(stack, train)
+
+            again = nn.remat(layer) if self.remat and not self.is_initializing() else layer
             for member in self.members:
-                made, stack = member(stack, train)
+                made, stack = again(member, stack)
                 stack = stack.followed_by(made)
             return stack
         found = [member.variables for member in self.members]
