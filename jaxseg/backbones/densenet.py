@@ -41,14 +41,10 @@ class BottleneckLayer(DenseLayer):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.norm1 = StackNorm(self.norm, self.dtype)
+        super().setup()
         self.conv1 = Conv(4 * self.growth, dtype=self.dtype)
         self.norm2 = BatchNorm(self.norm, self.dtype)
         self.conv2 = Conv(self.growth, 3, dilation=self.dilation, padding="torch", dtype=self.dtype)
-
-    def rectifying_norm(self) -> StackNorm:
-        """The first."""
-        return self.norm1
 
     def grow(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c]` rectified -> `[*b, h, w, growth]`."""

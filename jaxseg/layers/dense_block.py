@@ -23,23 +23,22 @@ Variables = Mapping[str, Any]
 class DenseLayer(nn.Module):
     """A layer of a dense block: batch norm and ReLU of all maps, and what makes new maps of them.
 
-    A class of layers has the attributes `norm` (its options) and `dtype`; it makes its norm in `setup`, under the
-    name in NORM, and the new maps in `grow`.
+    A class of layers has the attributes `norm` (its options) and `dtype`, makes its convolutions in `setup`, after this
+    one's, and the new maps in `grow`. NORM is the norm's name among its parameters.
     """
 
     NORM = "norm"
 
-    def rectifying_norm(self) -> StackNorm:
-        """The norm called NORM."""
-        raise NotImplementedError
+    def setup(self) -> None:
+        self.rectifying = StackNorm(self.norm, self.dtype, name=self.NORM)
 
     def grow(self, x: jax.Array, train: bool) -> jax.Array:
         """Rectified maps `[*b, h, w, c]` -> the new ones."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it makes new maps: it needs a method grow.")
 
     def __call__(self, stack: Maps, train: bool) -> tuple[jax.Array, Maps]:
         """A stack of `[*b, h, w, c]` -> the new maps, and the stack with its moments."""
-        x, stack = self.rectifying_norm()(stack, train)
+        x, stack = self.rectifying(stack, train)
         return self.grow(x, train), stack
 
 
@@ -92,7 +91,7 @@ class DenseBlock(nn.Module):
             [{name: tree for name, tree in variables.items() if name != "params"} for variables in found],
             [{"dropout": member.make_rng("dropout")} if self.has_rng("dropout") else {} for member in self.members],
             stack.pieces,
-            self.members[0].rectifying_norm().moments(stack, train),
+            self.members[0].rectifying.moments(stack, train),
         )
         for member, update in zip(self.members, updates, strict=True):
             for collection, changed in update.items():

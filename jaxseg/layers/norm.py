@@ -108,7 +108,11 @@ def _normalized_backward(
     dtype: jnp.dtype, residuals: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del dtype
-    x, factor = residuals
+    return _line_gradient(*residuals, g)
+
+
+def _line_gradient(x: jax.Array, factor: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of x, factor and shift for the cotangent of `x * factor + shift`."""
     part = g.astype(jnp.float32)
     of_factor, of_shift = channel_sums(x.astype(jnp.float32) * part, part)
     return (part * factor).astype(x.dtype), of_factor, of_shift
@@ -143,9 +147,7 @@ def rectified_gradient(
     Where x's line is positive is found again from x, which is there anyway: no mask is kept.
     """
     above = _on_line(x, factor, shift, dtype) > 0
-    part = jnp.where(above, g, jnp.zeros((), g.dtype)).astype(jnp.float32)
-    of_factor, of_shift = channel_sums(x.astype(jnp.float32) * part, part)
-    return (part * factor).astype(x.dtype), of_factor, of_shift
+    return _line_gradient(x, factor, jnp.where(above, g, jnp.zeros((), g.dtype)))
 
 
 class BatchNorm(_Norm):

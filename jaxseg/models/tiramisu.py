@@ -20,7 +20,7 @@ from jaxseg.layers.conv_norm import Conv
 from jaxseg.layers.dense_block import DenseBlock, DenseLayer
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
-from jaxseg.layers.norm import NormOptions, StackNorm
+from jaxseg.layers.norm import NormOptions
 from jaxseg.layers.stack import Room, Stack
 from jaxseg.layers.upsample import Upsample
 from jaxseg.ops.apart import apart, gradient_apart
@@ -46,14 +46,10 @@ class NormConv(DenseLayer):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        super().setup()
         shared: dict[str, Any] = {"use_bias": True, "kernel_init": HE_UNIFORM, "dtype": self.dtype}
-        self.rectifying = StackNorm(self.norm, self.dtype, name="norm")
         self.conv = Conv(self.features, self.kernel_size, **shared)
         self.dropout = Dropout(self.dropout_rate)
-
-    def rectifying_norm(self) -> StackNorm:
-        """The layer's."""
-        return self.rectifying
 
     def grow(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c]` rectified -> `[*b, h', w', features]`."""
