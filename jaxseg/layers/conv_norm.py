@@ -56,7 +56,8 @@ class Conv(nn.Module):
       use_bias: adds a bias, zero at the start.
       kernel_init: default He normal, fan-out.
       dtype: of the computation and of the result.
-      twice: enlarges the image to twice its size first, by repetition; for a 3x3 kernel with "same" padding alone.
+      twice: enlarges the image to twice its size first, by repetition, and puts `beside` behind its channels; for a
+        3x3 kernel with "same" padding alone.
     """
 
     features: int
@@ -71,11 +72,12 @@ class Conv(nn.Module):
     twice: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves `[*b, h, w, c]`."""
+    def __call__(self, x: jax.Array, beside: jax.Array | None = None) -> jax.Array:
+        """Convolves `[*b, h, w, c]`; `beside`, with `twice`, is `[*b, 2 h, 2 w, d]`."""
         k = self.kernel_size
         sides = (k, k) if isinstance(k, int) else (k[0], k[1])
-        shape = (*sides, x.shape[-1] // self.groups, self.features)
+        channels = x.shape[-1] if beside is None else x.shape[-1] + beside.shape[-1]
+        shape = (*sides, channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init or he_normal(self.groups), shape, jnp.float32)
         window: dict[str, Any] = {
             "strides": self.strides,
@@ -83,10 +85,13 @@ class Conv(nn.Module):
             "dilation": self.dilation,
             "groups": self.groups,
         }
+        if beside is not None and not self.twice:
+            raise ValueError("a map beside the image is for a convolution with twice=True")
         if self.twice:
             if (self.strides, self.dilation, self.groups, self.padding) != (1, 1, 1, "same"):
                 raise ValueError("twice is for a convolution of stride, rate and groups 1 with padding 'same'")
-            y = conv_of_twice(x.astype(self.dtype), kernel.astype(self.dtype))
+            beside = None if beside is None else beside.astype(self.dtype)
+            y = conv_of_twice(x.astype(self.dtype), kernel.astype(self.dtype), beside)
         elif jnp.dtype(self.dtype) == jnp.float32 and x.dtype in (jnp.bfloat16, jnp.float16):
             y = widened_conv(x, kernel, **window)
         else:
@@ -122,8 +127,8 @@ class ConvNorm(nn.Module):
     twice: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[*b, h, w, c] -> [*b, h', w', features]`."""
+    def __call__(self, x: jax.Array, train: bool, beside: jax.Array | None = None) -> jax.Array:
+        """`[*b, h, w, c] -> [*b, h', w', features]`; `beside` as `Conv`'s."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -135,7 +140,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             twice=self.twice,
             name="conv",
-        )(x)
+        )(x, beside)
         x = BatchNorm(self.norm, self.dtype, name="norm")(x, train)
         return x if self.activation is None else self.activation(x)
 

@@ -54,19 +54,17 @@ class UNetEncoder(nn.Module):
         features = self.backbone(image.astype(self.dtype), train)
         outputs = {f"backbone/{name}": value for name, value in features.items()}
         x = features["s32"]
-        for i, channels in enumerate(self.decoder_channels):
-            enlarging = False
-            if i + 1 < len(STRIDES):
-                skip = features[f"s{STRIDES[i + 1]}"]
-                x = jnp.concatenate([repeated(x, skip.shape[-3:-1]), skip], axis=-1)
-            elif (2 * x.shape[-3], 2 * x.shape[-2]) == image.shape[-3:-1]:
-                enlarging = True
-            else:
-                x = repeated(x, image.shape[-3:-1])
+        skips = (*(features[f"s{stride}"] for stride in STRIDES[1:]), None)
+        for i, (channels, skip) in enumerate(zip(self.decoder_channels, skips, strict=True), start=1):
+            size = (image if skip is None else skip).shape[-3:-1]
+            exact = (2 * x.shape[-3], 2 * x.shape[-2]) == size
+            if not exact:
+                x = repeated(x, size)
+                x, skip = (x if skip is None else jnp.concatenate([x, skip], axis=-1)), None
             shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
-            x = ConvNorm(channels, 3, twice=enlarging, name=f"decoder{i + 1}_conv1", **shared)(x, train)
-            x = ConvNorm(channels, 3, name=f"decoder{i + 1}_conv2", **shared)(x, train)
-            outputs[f"decoder{i + 1}"] = x
+            x = ConvNorm(channels, 3, twice=exact, name=f"decoder{i}_conv1", **shared)(x, train, skip)
+            x = ConvNorm(channels, 3, name=f"decoder{i}_conv2", **shared)(x, train)
+            outputs[f"decoder{i}"] = x
         classifier = Conv(self.num_classes, 3, use_bias=True, name="classifier")
         outputs["logits"] = classifier(x)
         return outputs

@@ -2,13 +2,11 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers.conv_norm import Conv
 from jaxseg.ops import aligned, phases, pixel_blocks
 from jaxseg.ops.apart import gradient_written
 from jaxseg.ops.canonical import stock_input_gradient, stock_kernel_gradient
@@ -16,7 +14,6 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.resize import resize
 from jaxseg.ops.stock_conv import stock_conv
-from jaxseg.ops.twice import _gradients, _plain, _values, conv_of_twice, twice
 from jaxseg.ops.widened import widened_conv
 from tests.ops.arrays import normal, relative
 
@@ -154,43 +151,6 @@ def test_phases_need_an_output_of_the_images_size():
     assert not phases.can_use_phases(x, kernel, ((0, 0), (0, 0)), (12, 12))
     assert not phases.can_use_phases(x, kernel, ((12, 12), (11, 13)), (12, 12))
     assert not phases.can_use_phases(x, kernel, ((12, 12), (1, 1)), (12, 1))
-
-
-@pytest.mark.parametrize("h, w", [(1, 1), (5, 7), (4, 2)])
-def test_convolution_of_twice(h, w):
-    x, kernel, g = normal(0, 2, h, w, 4), normal(1, 3, 3, 4, 3), normal(2, 2, 2 * h, 2 * w, 3)
-    with jax.default_matmul_precision("highest"):
-        assert relative(_values(x, kernel), _plain(x, kernel)) < 1e-6
-        for got, expected in zip(_gradients(_values, x, kernel, g), _gradients(_plain, x, kernel, g), strict=True):
-            assert relative(got, expected) < 1e-6
-
-
-def test_convolution_of_twice_in_16_bits():
-    """Eager, jit and vmap; the float32 result rounded, within the rounding of the kernel's sums."""
-    x, kernel = normal(0, 2, 5, 7, 16, dtype=jnp.bfloat16), normal(1, 3, 3, 16, 6, dtype=jnp.bfloat16)
-    wide = conv(twice(x).astype(jnp.float32), kernel.astype(jnp.float32))
-    for f in (conv_of_twice, jax.jit(conv_of_twice), _values):
-        got = f(x, kernel)
-        assert got.dtype == jnp.bfloat16 and relative(got.astype(jnp.float32), wide) < 5e-3
-    many = jax.vmap(conv_of_twice, in_axes=(0, None))(x[:, None], kernel)
-    chex.assert_trees_all_equal(many[:, 0], conv_of_twice(x, kernel))
-
-
-def test_convolution_of_twice_by_hand():
-    """One row of two pixels and a kernel of ones along it: sums of three of 1, 1, 10, 10."""
-    x = jnp.asarray([1.0, 10.0]).reshape(1, 1, 2, 1)
-    kernel = jnp.zeros((3, 3, 1, 1)).at[1].set(1.0)
-    expected = [[2.0, 12.0, 21.0, 20.0]] * 2
-    np.testing.assert_allclose(conv_of_twice(x, kernel)[0, :, :, 0], expected, rtol=1e-6)
-    np.testing.assert_allclose(_values(x, kernel)[0, :, :, 0], expected, rtol=1e-6)
-
-
-def test_twice_refuses_other_convolutions():
-    x = jnp.zeros((1, 4, 4, 2))
-    with pytest.raises(ValueError, match="3x3 taps, not"):
-        conv_of_twice(x, jnp.zeros((5, 5, 2, 2)))
-    with pytest.raises(ValueError, match="stride, rate and groups 1"):
-        Conv(2, 3, strides=2, twice=True).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

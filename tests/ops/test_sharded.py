@@ -11,6 +11,7 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.pooling import adaptive_average_pool, average_pool, max_pool, max_pool_with_indices, unpool
 from jaxseg.ops.resize import resize
 from jaxseg.ops.transposed import bilinear_conv_transpose, conv_transpose
+from jaxseg.ops.twice import conv_of_twice
 
 MOVES = ("all-gather", "all-to-all", "collective-permute")
 
@@ -42,6 +43,7 @@ OPERATIONS = {
     "dense": (6, kernel(3, 3, 6, 4), conv),
     "dense, stride 2": (6, kernel(3, 3, 6, 4), lambda x, w: conv(x, w, strides=2)),
     "dense, rate 2": (6, kernel(3, 3, 6, 4), lambda x, w: conv(x, w, dilation=2)),
+    "enlarged": (6, kernel(3, 3, 6, 4), conv_of_twice),
     "transposed": (6, kernel(4, 4, 3, 6), lambda x, w: conv_transpose(x, w, strides=2, padding=1)),
     "transposed, odd": (6, kernel(3, 3, 5, 6), lambda x, w: conv_transpose(x, w, strides=2)),
     "transposed, grouped": (6, kernel(4, 4, 2, 6), lambda x, w: conv_transpose(x, w, strides=2, groups=3)),
