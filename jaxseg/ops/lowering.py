@@ -22,10 +22,11 @@ CHANNELS = 64
 THIN_SHARE = 0.4
 THIN_CHANNELS = 16
 
-# Values by shifts: at most so many channels out, and at least so many channels in for each; where they are very few,
-# fewer.
-SHIFTS_CHANNELS, SHIFTS_VALUES = 32, 24
-SHIFTS_FEW_CHANNELS, SHIFTS_FEW_VALUES = 16, 12
+# Values by shifts: channels out up to the first number, and at least as many channels in for each as the second; of
+# 3x3 kernels, where there are so many in, for fewer.
+SHIFTS = ((12, 12), (16, 9), (32, 24))
+SHIFTS_3X3 = (12, 4)
+SHIFTS_3X3_CHANNELS = 32
 
 # The kernel gradient by rows: at most so many channels out and numbers a pixel, and at least so many pixels an image.
 ROWS_CHANNELS = 64
@@ -73,8 +74,7 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
     if max(dilation) > 1 and min(c, n) >= THIN_CHANNELS:
         if 0 < share <= (SHARE if min(c, n) >= CHANNELS else THIN_SHARE):
             of_values, of_image = of_values or "taps", of_image or "taps"
-    few = SHIFTS_FEW_VALUES if n <= SHIFTS_FEW_CHANNELS else SHIFTS_VALUES
-    if of_values != "taps" and kh * kw > 1 and n <= SHIFTS_CHANNELS and c >= few * n:
+    if of_values != "taps" and _by_shifts(kernel):
         of_values = "shifts"
     by_blocks = 1 if of_values else blocks(image, kernel, pads, dilation)
     back = gradient_pads((h, w), out, (kh, kw), pads, dilation)
@@ -87,6 +87,13 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
         image_by_blocks,
     )
     return None if chosen == Lowering() else chosen
+
+
+def _by_shifts(kernel: Sequence[int]) -> bool:
+    """Whether values are made by shifts."""
+    kh, kw, c, n = kernel
+    few = (SHIFTS_3X3,) if kh == kw == 3 and c >= SHIFTS_3X3_CHANNELS else ()
+    return kh * kw > 1 and any(n <= most and c >= least * n for most, least in (*few, *SHIFTS))
 
 
 def _half(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair, out: Pair) -> float:

@@ -1,24 +1,29 @@
 """Thin convolutions, of few channels out: the products of all taps beside each other; and their kernel gradient.
 
 Values of many channels in and few out are one product of the image as it is with the kernels of all taps, `kh kw n`
-columns, and the sum of its columns, each seen from its tap. XLA's CPU and Winograd's way (`ops/winograd.py`) make
-products of `n` columns or `kw n`, too few for the registers. Two cores with AVX-512, float32, in turns, medians of
-nine, milliseconds; the last two are left to Winograd's way:
+planes of pixels, and the sum of these, each seen from its tap: along a row of pixels the sum goes at the full width of
+the registers, which it does not over 12 channels. XLA's CPU and Winograd's way (`ops/winograd.py`) make products of `n`
+columns or `kw n`, too few for the registers. Two cores with AVX-512, float32, in turns, the best of nine or more,
+milliseconds: XLA's convolution or the better of Winograd's way and blocks of rows; by shifts with the channels last; here.
+The last three are left to the others:
 
-| input, channels, kernel, rate   | XLA's convolution | before       | shifts |
-|---------------------------------|-------------------|--------------|--------|
-| 3x28x28, 200 -> 12, 3x3, 1      | 1.7               | 1.7          | 1.1    |
-| 1x32x32, 2048 -> 21, 15x1, 1    | 30                | 30           | 11     |
-| 1x32x32, 2048 -> 21, 1x15, 1    | 26                | 20           | 10     |
-| 2x64x64, 1024 -> 21, 7x1, 1     | 37                | 39           | 18     |
-| 1x41x41, 2048 -> 21, 3x3, 6     | 26                | 17           | 13     |
-| 1x41x41, 2048 -> 21, 3x3, 12    | 24                | 23           | 8.4    |
-| 3x112x112, 208 -> 16, 3x3, 1    | 17                | 20           | 17     |
-| 3x28x28, 800 -> 16, 3x3, 1      | 6.5               | 3.9          | 3.5    |
-| 4x64x64, 256 -> 1, 3x3, 1       | 8.5               | 7.9          | 2.4    |
-| 1x256x256, 64 -> 1, 3x3, 1      | 4.3               | 4.5          | 1.8    |
-| 2x64x64, 256 -> 21, 3x3, 1      | 11                | 4.7          | 6.5    |
-| 2x32x32, 2048 -> 64, 3x3, 1     | 49                | 22           | 29     |
+| input, channels, kernel, rate   | others | channels last | here |
+|---------------------------------|--------|---------------|------|
+| 3x224x224, 168 -> 12, 3x3, 1    | 67     | 56            | 45   |
+| 3x224x224, 84 -> 12, 3x3, 1     | 28     | 28            | 23   |
+| 3x224x224, 48 -> 12, 3x3, 1     | 17     | 23            | 16   |
+| 3x112x112, 228 -> 12, 3x3, 1    |        | 16            | 14   |
+| 3x112x112, 108 -> 12, 3x3, 1    | 10     | 10            | 8.2  |
+| 3x28x28, 108 -> 12, 3x3, 1      | 0.9    | 0.5           | 0.5  |
+| 3x112x112, 144 -> 16, 3x3, 1    | 14     | 14            | 12   |
+| 1x32x32, 2048 -> 21, 15x1, 1    | 30     | 9.3           | 7.7  |
+| 2x64x64, 1024 -> 21, 7x1, 1     | 37     | 19            | 17   |
+| 1x41x41, 2048 -> 21, 3x3, 6     | 17     | 7.5           | 7.6  |
+| 1x41x41, 2048 -> 21, 3x3, 12    | 23     | 7.7           | 7.5  |
+| 4x64x64, 256 -> 1, 3x3, 1       | 7.9    | 2.2           | 2.1  |
+| 3x112x112, 96 -> 16, 3x3, 1     | 11     | 14            | 14   |
+| 4x64x64, 294 -> 21, 3x3, 1      | 11     | 14            | 13   |
+| 2x32x32, 2048 -> 64, 3x3, 1     | 22     | 29            |      |
 
 The kernel gradient has the pixels, or the cotangents, of all taps beside each other.
 
@@ -50,15 +55,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.apart import written_once
 from jaxseg.ops.stock_conv import Pads, Pair
 from jaxseg.ops.window import cut, gradient_pads, in_float32, out_size
 
 # Numbers of the image, or of both sides, that lie beside each other at a time: more leave the caches.
 ROWS_BLOCK = 2**19
 SHIFTS_BLOCK = 2**19
-# Zeros are put around the image, and not around the products, where it has fewer channels for a column of products and
-# its area grows less: what made the image then writes them with it, and the sum asks for no borders.
-PADDED_IMAGE, PADDED_AREA = 1.75, 1.1
 
 
 def forward_by_shifts(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
@@ -71,21 +74,21 @@ def forward_by_shifts(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: 
       dilation: rows, columns.
       precision: as `jax.lax.dot_general`.
     """
-    (kh, kw, c, n), (h, w), (down, right) = kernel.shape, x.shape[1:3], dilation
+    (kh, kw, c, n), (b, h, w, _), (down, right) = kernel.shape, x.shape, dilation
     rows, columns = out_size((h, w), (kh, kw), pads, dilation)
-    edges = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
-    area = (h + sum(pads[0])) * (w + sum(pads[1]))
-    image_is_padded = c < PADDED_IMAGE * kh * kw * n and area < PADDED_AREA * h * w
-    image = lax.pad(x, jnp.zeros((), x.dtype), edges) if image_is_padded else x
-    taps = kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * n)
-    products = lax.dot_general(in_float32(image), in_float32(taps), (((3,), (0,)), ((), ())), precision=precision)
-    if not image_is_padded:
-        products = lax.pad(products, jnp.zeros((), products.dtype), edges)
-    seen_by = (
-        (i * kw + j, cut(products, (i * down, j * right), (rows, columns))) for i in range(kh) for j in range(kw)
-    )
-    shifted = (of_taps[..., tap * n : (tap + 1) * n] for tap, of_taps in seen_by)
-    return functools.reduce(jnp.add, shifted).astype(x.dtype)
+    taps, pixels = kernel.transpose(0, 1, 3, 2).reshape(kh * kw * n, c), x.reshape(b * h * w, c)
+    products = lax.dot_general(in_float32(taps), in_float32(pixels), (((1,), (1,)), ((), ())), precision=precision)
+    planes = products.reshape(kh, kw, n, b, h, w)
+
+    def seen_by(i: int, j: int) -> jax.Array:
+        above, before = pads[0][0] - i * down, pads[1][0] - j * right
+        edges = ((0, 0, 0), (0, 0, 0), (above, rows - h - above, 0), (before, columns - w - before, 0))
+        return lax.pad(planes[i, j], jnp.zeros((), products.dtype), edges)
+
+    total = functools.reduce(jnp.add, (seen_by(i, j) for i in range(kh) for j in range(kw)))
+    # Apart from what puts the channels last again, which would have the sum read one number at a time.
+    total = written_once(total, kernel[0, 0, 0, 0])
+    return jnp.moveaxis(total, 0, 3).astype(x.dtype)
 
 
 def kernel_gradient_by_rows(
