@@ -4,8 +4,8 @@ Values of many channels in and few out are one product of the image as it is wit
 planes of pixels, and the sum of these, each seen from its tap: along a row of pixels the sum goes at the full width of
 the registers, which it does not over 12 channels. XLA's CPU and Winograd's way (`ops/winograd.py`) make products of `n`
 columns or `kw n`, too few for the registers. Two cores with AVX-512, float32, in turns, the best of nine or more,
-milliseconds: XLA's convolution or the better of Winograd's way and blocks of rows; by shifts with the channels last; here.
-The last three are left to the others:
+milliseconds: XLA's convolution or the better of Winograd's way and blocks of rows; by shifts with the channels last;
+here. The last three are left to the others:
 
 | input, channels, kernel, rate   | others | channels last | here |
 |---------------------------------|--------|---------------|------|
