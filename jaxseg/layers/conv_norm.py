@@ -98,9 +98,7 @@ class Conv(nn.Module):
             y = conv(x.astype(self.dtype), kernel.astype(self.dtype), **window)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
-            if x.dtype.itemsize == 2:
-                y = gradient_written(y)
+            y = gradient_written(y + bias.astype(self.dtype))
         return y
 
 

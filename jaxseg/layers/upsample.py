@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.layers.conv_norm import Initializer
+from jaxseg.ops.apart import gradient_written
 from jaxseg.ops.pooling import unpool
 from jaxseg.ops.resize import ALIGNMENTS, resize
 from jaxseg.ops.transposed import bilinear_conv_transpose, bilinear_weights, conv_transpose
@@ -132,5 +133,6 @@ class Upsample(nn.Module):
         kernel = kernel.astype(self.dtype)
         y = conv_transpose(x, kernel, strides=self.factor, padding=offset, size=size, groups=groups)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (features,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+            y = gradient_written(y + bias.astype(self.dtype))
         return y

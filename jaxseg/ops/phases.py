@@ -80,8 +80,7 @@ def _by_product(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
 
     pixels = [(i, j) for i in range(h) for j in range(w)]
     matrix = jnp.block([[tap(i - o, j - p) for o, p in pixels] for i, j in pixels])
-    y = jnp.dot(x.reshape(b, h * w * c), matrix, precision=precision, preferred_element_type=jnp.float32)
-    return y.astype(x.dtype).reshape(b, h, w, n)
+    return jnp.dot(x.reshape(b, h * w * c), matrix, precision=precision).reshape(b, h, w, n)
 
 
 def atrous_kernel_gradient(

@@ -1,5 +1,7 @@
 """What NVIDIA GPUs get, run on this CPU: the same values and gradients, nothing gathered over devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,3 +193,26 @@ def test_batch_over_four_devices_needs_no_all_gather(kind, cuda):
     got = compiled(jax.device_put(x, split), jax.device_put(kernel, everywhere))
     for a, b in zip(got, f(x, kernel), strict=True):
         assert relative(a.astype(jnp.float32), b.astype(jnp.float32)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, result", [("cuda", "bfloat16", "bf16"), ("cuda", "float32", "f32"), ("cpu", "bfloat16", "f32")]
+)
+def test_products_write_16_bits_on_gpus(platform, dtype, result):
+    """Values and the image's gradient of a 1x1 convolution; elsewhere their sums are float32 until they are rounded."""
+    x, kernel = jnp.zeros((2, 6, 5, 8), dtype), jnp.zeros((1, 1, 8, 4), dtype)
+
+    def f(x):
+        y, back = jax.vjp(lambda x: conv(x, kernel), x)
+        return y, back(y)
+
+    text = jax.jit(f).trace(x).lower(lowering_platforms=(platform,)).as_text()
+    assert re.findall(r"dot_general.*-> tensor<[0-9x]+x(\w+)>", text) == [result] * 2
+
+
+def test_a_product_that_writes_16_bits_is_the_float32_sum_rounded(cuda):
+    x, kernel = normal(0, 2, 6, 5, 64, dtype=jnp.bfloat16), normal(1, 1, 1, 64, 4, dtype=jnp.bfloat16)
+    wide = conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    got = conv(x, kernel)
+    assert got.dtype == jnp.bfloat16
+    assert relative(got.astype(jnp.float32), wide) < 2**-8

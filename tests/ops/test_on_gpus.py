@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.upsample import Upsample
 from jaxseg.ops import aligned, phases, pixel_blocks
 from jaxseg.ops.apart import gradient_written
 from jaxseg.ops.canonical import stock_input_gradient, stock_kernel_gradient
@@ -189,6 +191,24 @@ def test_a_gradient_is_written_on_gpus_alone(platform, number):
     x = normal(0, 4)
     assert barriers(jax.grad(lambda x: jnp.sum(gradient_written(x) ** 2)), x, platform=platform) == number
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(gradient_written(x) ** 2))(x), 2 * x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "layer", [functools.partial(Conv, 3, 3), functools.partial(Upsample, "transposed", 2, features=3)]
+)
+def test_a_gradient_is_written_before_a_bias_sums_it(layer, dtype):
+    """Whatever the type of the image, as it comes from the normalisation or from another layer."""
+    x = normal(0, 1, 4, 4, 2)
+
+    def number(platform, use_bias):
+        module = layer(use_bias=use_bias, dtype=dtype)
+        params = module.init(jax.random.key(0), x)
+        total = jax.grad(lambda params: jnp.sum(module.apply(params, x).astype(jnp.float32) ** 2))
+        return barriers(total, params, platform=platform)
+
+    assert number("cuda", True) == number("cuda", False) + 1
+    assert number("tpu", True) == number("tpu", False)
 
 
 def test_a_gpu_writes_enlarged_logits_once():
