@@ -107,11 +107,12 @@ def of_twice(less, b, side, c, n):
     """A 3x3 convolution of an image repeated to twice its size."""
     side = less(side)
     x, kernel, g = normal(0, b, side, side, c), normal(1, 3, 3, c, n), normal(2, b, 2 * side, 2 * side, n)
+    repeated, sub_pixel = (functools.partial(way, beside=None) for way in (twice._plain, twice._by_four))
     return {
-        "values, repeated": (twice._plain, x, kernel),
-        "values, sub-pixel": (twice._values, x, kernel),
-        "gradients, repeated": (functools.partial(twice._gradients, twice._plain), x, kernel, g),
-        "gradients, sub-pixel": (functools.partial(twice._gradients, twice._values), x, kernel, g),
+        "values, repeated": (repeated, x, kernel),
+        "values, sub-pixel": (sub_pixel, x, kernel),
+        "gradients, repeated": (lambda x, kernel, g: jax.vjp(repeated, x, kernel)[1](g), x, kernel, g),
+        "gradients, sub-pixel": (lambda x, kernel, g: jax.vjp(sub_pixel, x, kernel)[1](g), x, kernel, g),
     }
 
 

@@ -145,6 +145,16 @@ def random_batch(run: Run) -> Batch:
     return {"image": generator.integers(0, 256, (*shape, 3), dtype=np.uint8), "label": label}
 
 
+def jitted_logits(run: Run, shapes: Any) -> Any:
+    """`logits(variables, image)` of one view of the whole image, for variables of these shapes, on the run's mesh."""
+    predictor = dataclasses.replace(run.predictor, scales=(1.0,), flip=False, window_px=(), stride_px=())
+    return jax.jit(
+        predictor.logits,
+        in_shardings=(state_shardings(shapes, run.mesh), batch_sharding(run.mesh, 4)),
+        out_shardings=batch_sharding(run.mesh, 4),
+    )
+
+
 class TrainWork:
     """The run's train step on a batch that lies on the devices; the state goes from step to step."""
 
@@ -193,17 +203,9 @@ class InferenceWork:
         counting = on_one_cpu(run)
         shapes = placed_shapes(training.abstract, counting.mesh).variables()
         image = shapes_on(counting.mesh, {"image": batch["image"]})["image"]
-        flops = plain_flops(self._jitted(counting, shapes), shapes, image)
+        flops = plain_flops(jitted_logits(counting, shapes), shapes, image)
         shapes = placed_shapes(training.abstract, run.mesh).variables()
-        self._compile = lower_program(self._jitted(run, shapes), shapes, self._image, flops=flops)
-
-    def _jitted(self, run: Run, shapes: Any) -> Any:
-        predictor = dataclasses.replace(run.predictor, scales=(1.0,), flip=False, window_px=(), stride_px=())
-        return jax.jit(
-            predictor.logits,
-            in_shardings=(state_shardings(shapes, run.mesh), batch_sharding(run.mesh, 4)),
-            out_shardings=batch_sharding(run.mesh, 4),
-        )
+        self._compile = lower_program(jitted_logits(run, shapes), shapes, self._image, flops=flops)
 
     def compile(self) -> None:
         """Compiles, before the first step."""

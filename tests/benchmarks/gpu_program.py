@@ -1,0 +1,169 @@
+"""`python -m tests.benchmarks.gpu_program ROW TARGET RESULT.json`: bytes that a row moves on a GPU, without one.
+
+The train step, or with `--part=inference` the logits, of experiments/bench.py's ROW in bfloat16 is compiled for the
+card whose figures TARGET holds (a text of XLA's GpuTargetConfigProto, as XLA's repository has for each card), without
+the search for kernels and without Triton's products. Needs JAX's CUDA plugin of the same version, no driver, no card.
+
+Bytes are those of each operation's operands and results; a fusion counts of an operand that it reads through slices
+alone those slices, and of an array that it updates in place the update. They are more than what a card moves, since the
+cache between operations is left out, and say nothing of the order in which memory is read.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+
+NUMBERS = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
+NUMBERS |= {"s64": 8, "u64": 8, "f64": 8}
+FREE = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)$")
+FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+# name, type, opcode, what stands behind the bracket
+Operation = collections.namedtuple("Operation", ("name", "shape", "opcode", "rest"))
+
+
+def size(shape):
+    """Bytes of a type as programs have it; of a tuple the sum."""
+    total = 0
+    for number, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape):
+        count = NUMBERS.get(number, 0)
+        for side in filter(None, sides.split(",")):
+            count *= int(side)
+        total += count
+    return total
+
+
+def parse(text):
+    """Name -> operations of each computation, and the entry's name."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        if begins := COMPUTATION.match(line):
+            current = computations.setdefault(begins[2], [])
+            entry = begins[2] if begins[1] else entry
+        elif current is not None and (found := OPERATION.match(line)):
+            current.append(Operation(*found.groups()))
+    return computations, entry
+
+
+def operands(rest):
+    """Names up to the bracket that closes."""
+    depth = 1
+    for end, letter in enumerate(rest):
+        depth += (letter in "([{") - (letter in ")]}")
+        if not depth:
+            return re.findall(r"%([\w.\-]+)", rest[:end])
+    return []
+
+
+def of_fusion(body):
+    """Bytes that a fusion reads, and those of its results that stay as they were."""
+    users, shapes = collections.defaultdict(list), {operation.name: operation.shape for operation in body}
+    for operation in body:
+        for place, name in enumerate(operands(operation.rest)):
+            users[name].append((place, operation))
+
+    def readers(name):
+        for place, operation in users[name]:
+            if operation.opcode == "bitcast":
+                yield from readers(operation.name)
+            else:
+                yield place, operation
+
+    read = kept = 0
+    for parameter in (operation for operation in body if operation.opcode == "parameter"):
+        slices = updated = 0
+        whole = False
+        for place, operation in readers(parameter.name):
+            if operation.opcode == "dynamic-update-slice" and place == 0:
+                updated += size(operation.shape) - size(shapes[operands(operation.rest)[1]])
+            elif operation.opcode in ("slice", "dynamic-slice"):
+                slices += size(operation.shape)
+            else:
+                whole = True
+        read += size(parameter.shape) if whole else min(size(parameter.shape), slices)
+        kept += 0 if whole else updated
+    return read, kept
+
+
+def moved(text):
+    """Kind of operation -> bytes, number of operations."""
+    computations, entry = parse(text)
+    shapes = {operation.name: operation.shape for operation in computations[entry]}
+    kinds = collections.defaultdict(lambda: [0, 0])
+    for operation in computations[entry]:
+        if operation.opcode in FREE:
+            continue
+        read, kept = sum(size(shapes.get(name, "")) for name in operands(operation.rest)), 0
+        kind = operation.opcode
+        if kind == "fusion":
+            read, kept = of_fusion(computations[re.search(r"calls=%?([\w.\-]+)", operation.rest)[1]])
+            kind = re.search(r"kind=k(\w+)", operation.rest)[1] + " fusion" + " of a sum" * ("reduce" in operation.name)
+        elif kind == "custom-call":
+            kind = re.search(r'custom_call_target="([^"]+)"', operation.rest)[1]
+            if "matmul" in kind:
+                kind += f" to {re.search(r'[a-z]+[0-9]+', operation.shape)[0]}"
+        kinds[kind][0] += read + size(operation.shape) - kept
+        kinds[kind][1] += 1
+    return dict(sorted(kinds.items(), key=lambda item: -item[1][0]))
+
+
+def compile_row(row, target, part):
+    """The executable of experiments/bench.py's row, and the versions."""
+    import jax
+    from jax.experimental import topologies
+
+    from experiments.bench import get_config
+    from jaxseg.core.mesh import make_mesh
+    from jaxseg.tools.bench import program
+    from jaxseg.train.run import make_run, make_training
+    from jaxseg.train.state import placed_shapes
+    from jaxseg.train.workdir import versions
+
+    jax.config.update("jax_platforms", "cpu")
+    card = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=target, topology="1x1x1")
+    config = get_config(row)
+    config.weights.path, config.train.compute_dtype = "", "bfloat16"
+    run = make_run(config.copy_and_resolve_references(), open_data=False)
+    run = dataclasses.replace(run, mesh=make_mesh(devices=list(card.devices[:1])))
+    training = make_training(run)
+    state, batch = placed_shapes(training.abstract, run.mesh), program.shapes_on(run.mesh, program.random_batch(run))
+    if part == "train":
+        return training.step.lower(state, batch).compile(), versions()
+    variables = state.variables()
+    return program.jitted_logits(run, variables).lower(variables, batch["image"]).compile(), versions()
+
+
+def main():
+    """Compiles, counts, writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("row")
+    parser.add_argument("target", type=pathlib.Path)
+    parser.add_argument("result", type=pathlib.Path)
+    parser.add_argument("--part", choices=("train", "inference"), default="train")
+    arguments = parser.parse_args()
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    compiled, versions = compile_row(arguments.row, arguments.target.read_text(encoding="utf-8"), arguments.part)
+    kinds = moved(compiled.as_text())
+    result = {
+        "command": shlex.join(["python", "-m", "tests.benchmarks.gpu_program", *sys.argv[1:]]),
+        "made_with": versions,
+        "row": arguments.row,
+        "part": arguments.part,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "bytes": sum(count for count, _ in kinds.values()),
+        "kinds": {kind: {"bytes": count, "operations": number} for kind, (count, number) in kinds.items()},
+    }
+    arguments.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
