@@ -59,8 +59,8 @@ class UNetEncoder(nn.Module):
             size = (image if skip is None else skip).shape[-3:-1]
             exact = (2 * x.shape[-3], 2 * x.shape[-2]) == size
             if not exact:
-                x = repeated(x, size)
-                x, skip = (x if skip is None else jnp.concatenate([x, skip], axis=-1)), None
+                pieces = [repeated(x, size)] + ([] if skip is None else [skip])
+                x, skip = jnp.concatenate(pieces, axis=-1), None
             shared: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
             x = ConvNorm(channels, 3, twice=exact, name=f"decoder{i}_conv1", **shared)(x, train, skip)
             x = ConvNorm(channels, 3, name=f"decoder{i}_conv2", **shared)(x, train)

@@ -3,9 +3,9 @@
 Values of many channels in and few out are one product of the image as it is with the kernels of all taps, `kh kw n`
 planes of pixels, and the sum of these, each seen from its tap: along a row of pixels the sum goes at the full width of
 the registers, which it does not over 12 channels. XLA's CPU and Winograd's way (`ops/winograd.py`) make products of `n`
-columns or `kw n`, too few for the registers. Two cores with AVX-512, float32, in turns, the best of nine or more,
-milliseconds: XLA's convolution or the better of Winograd's way and blocks of rows; by shifts with the channels last;
-here. The last three are left to the others:
+columns or `kw n`, too few for the registers. Two cores with AVX-512, float32, the best of nine or more, milliseconds:
+XLA's convolution or the better of Winograd's way and blocks of rows (*: of another hour), by shifts with the channels
+last, and here, in turns. The last three are left to the others:
 
 | input, channels, kernel, rate   | others | channels last | here |
 |---------------------------------|--------|---------------|------|
@@ -16,14 +16,14 @@ here. The last three are left to the others:
 | 3x112x112, 108 -> 12, 3x3, 1    | 10     | 10            | 8.2  |
 | 3x28x28, 108 -> 12, 3x3, 1      | 0.9    | 0.5           | 0.5  |
 | 3x112x112, 144 -> 16, 3x3, 1    | 14     | 14            | 12   |
-| 1x32x32, 2048 -> 21, 15x1, 1    | 30     | 9.3           | 7.7  |
-| 2x64x64, 1024 -> 21, 7x1, 1     | 37     | 19            | 17   |
-| 1x41x41, 2048 -> 21, 3x3, 6     | 17     | 7.5           | 7.6  |
-| 1x41x41, 2048 -> 21, 3x3, 12    | 23     | 7.7           | 7.5  |
-| 4x64x64, 256 -> 1, 3x3, 1       | 7.9    | 2.2           | 2.1  |
+| 1x32x32, 2048 -> 21, 15x1, 1    | 30 *   | 9.3           | 7.7  |
+| 2x64x64, 1024 -> 21, 7x1, 1     | 37 *   | 19            | 17   |
+| 1x41x41, 2048 -> 21, 3x3, 6     | 17 *   | 7.5           | 7.6  |
+| 1x41x41, 2048 -> 21, 3x3, 12    | 23 *   | 7.7           | 7.5  |
+| 4x64x64, 256 -> 1, 3x3, 1       | 7.9 *  | 2.2           | 2.1  |
 | 3x112x112, 96 -> 16, 3x3, 1     | 11     | 14            | 14   |
 | 4x64x64, 294 -> 21, 3x3, 1      | 11     | 14            | 13   |
-| 2x32x32, 2048 -> 64, 3x3, 1     | 22     | 29            |      |
+| 2x32x32, 2048 -> 64, 3x3, 1     | 22 *   | 29 *          |      |
 
 The kernel gradient has the pixels, or the cotangents, of all taps beside each other.
 
