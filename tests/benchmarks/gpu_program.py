@@ -12,6 +12,7 @@ cache between operations is left out, and say nothing of the order in which memo
 import argparse
 import collections
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -148,6 +149,12 @@ def main():
     parser.add_argument("result", type=pathlib.Path)
     parser.add_argument("--part", choices=("train", "inference"), default="train")
     arguments = parser.parse_args()
+    if not arguments.target.is_file():
+        parser.error(f"{arguments.target} is not there; XLA's repository has one for each card (target_config/specs).")
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        parser.error(
+            'JAX\'s CUDA plugin is missing: pip install "jax-cuda13-plugin" and "jax-cuda13-pjrt" of JAX\'s version.'
+        )
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
     compiled, versions = compile_row(arguments.row, arguments.target.read_text(encoding="utf-8"), arguments.part)
