@@ -158,7 +158,7 @@ class _Growing:
             statistics, rest = {of: tree[name] for of, tree in others.items()}, _without(name, others)
             line = functools.partial(self._line, statistics, count)
             (factor, shift), of_line, changed = jax.vjp(line, own[name], moments, has_aux=True)
-            x = rectified(room.whole(), factor, shift, self.layer.dtype)
+            x = written_once(rectified(room.whole(), factor, shift, self.layer.dtype), shift[0])
             inner = _without(name, {"params": own})["params"]
             made, of_growth, more = jax.vjp(functools.partial(self._grow, rest, key), inner, x, has_aux=True)
             # Its readers are its moments and the one thread that writes it into the room: made before by both.
