@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.aligned import aligned_kernel_gradient
+from jaxseg.ops.apart import apart
 
 # Pixels an image from which one product an image beats a single one, whose left side XLA first transposes.
 LARGE_IMAGE_PX = 2048
@@ -77,6 +78,8 @@ def _forward(x: jax.Array, matrix: jax.Array, precision: Any) -> tuple[jax.Array
 
 def _backward(precision: Any, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
+    # Or XLA's CPU makes it (batch norm's gradient) once for each of the two products, which read it in two shapes.
+    g = apart(g, matrix[0, 0])
     gradient = lax.platform_dependent(
         x,
         g,
@@ -110,9 +113,6 @@ def _matrix_gradient_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     """As `_matrix_gradient`, without the transposed copies: XLA's CPU writes a product's left side transposed."""
     b, h, w, c = x.shape
     n = g.shape[-1]
-    # The barrier keeps what made x and g (ReLU, batch norm's gradient) out of the transposed copy, where it would run
-    # in the wrong order through memory.
-    x, g = lax.optimization_barrier((x, g))
     if h * w < LARGE_IMAGE_PX:
         if c <= n:
             return _matrix_gradient(x, g)

@@ -55,7 +55,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops.apart import written_once
+from jaxseg.ops.apart import apart
 from jaxseg.ops.stock_conv import Pads, Pair
 from jaxseg.ops.window import cut, gradient_pads, in_float32, out_size
 
@@ -87,7 +87,7 @@ def forward_by_shifts(x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: 
 
     total = functools.reduce(jnp.add, (seen_by(i, j) for i in range(kh) for j in range(kw)))
     # Apart from what puts the channels last again, which would have the sum read one number at a time.
-    total = written_once(total, kernel[0, 0, 0, 0])
+    total = apart(total, kernel[0, 0, 0, 0])
     return jnp.moveaxis(total, 0, 3).astype(x.dtype)
 
 

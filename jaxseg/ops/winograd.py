@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.apart import apart
 from jaxseg.ops.stock_conv import Pads, Pair
 from jaxseg.ops.window import in_float32
 
@@ -115,8 +116,8 @@ def winograd_kernel_gradient(
 
     def part(start: jax.Array | int) -> jax.Array:
         points = _image_to_points(in_float32(_rows(image, start, length + ROWS * rate)), rate)
-        # XLA's CPU transposes the left side of this product: here one tap's numbers and not all of them.
-        points = jnp.moveaxis(points, 5, 1)
+        # XLA's CPU transposes the left side of this product: here one tap's numbers, once, and not all of them.
+        points = apart(jnp.moveaxis(points, 5, 1), kernel[0, 0, 0, 0])
         taps = jnp.concatenate([points[..., j * step : j * step + width] for j in range(kw)], axis=1)
         others = _cotangent_to_points(in_float32(_rows(cotangent, start, length)), rate)
         return lax.dot_general(taps, others, (((2, 3, 4, 5), (1, 2, 3, 4)), ((0,), (0,))), precision=precision)

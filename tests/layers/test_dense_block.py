@@ -214,6 +214,19 @@ def test_each_layer_reads_one_array_and_writes_its_maps_into_it():
     assert sizes[True] < 0.8 * sizes[False]
 
 
+def test_a_rectified_map_is_written_once():
+    """A product reads it as pixels, the kernel gradient as images: XLA's CPU made it for each of the two."""
+    module = block(layers=1, dropout_rate=0.0)
+    variables, pieces = made(module, size=(2, 16, 18), widths=(36,))  # thin enough for shifts
+
+    def loss(params):
+        return jnp.sum(jnp.sin(ours(module, variables, params, pieces)[0]))
+
+    text = jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text()
+    wholes = [line for line in text.splitlines() if " maximum(" in line and ("2,16,18,36]" in line or "576,36]" in line)]
+    assert len(wholes) == 1, wholes
+
+
 def test_a_layer_adds_the_same_whatever_came_before():
     """Equations of the step by layers are a straight line: as pieces they were a square."""
 

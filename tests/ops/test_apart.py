@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.ops.apart import apart, gradient_apart
+from jaxseg.ops.conv import conv
 
 
 def of(x, witness, border=gradient_apart):
@@ -65,3 +67,48 @@ def test_a_batch_over_two_devices_is_not_gathered():
     compiled = jax.jit(jax.grad(of)).lower(x, witness).compile()
     np.testing.assert_allclose(compiled(x, witness), 2 * np.cos(2 * np.asarray(x)), rtol=1e-6)
     assert not any(word in compiled.as_text() for word in ("all-gather", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize(("side", "c", "n"), [(48, 8, 16), (8, 16, 8)])
+def test_the_gradient_of_a_product_is_made_once_for_its_two_readers(side, c, n):
+    """Image's and kernel's gradient read it in two shapes, or one transposed, and each had it made: here a cosine."""
+    x, kernel = jnp.ones((2, side, side, c)), jnp.ones((1, 1, c, n))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(conv(x, kernel)))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    assert text.count(" cosine(") == 1
+
+
+CONVOLUTIONS = {
+    "winograd": ((4, 64, 64, 64), 64, 3, 1),
+    "shifts": ((2, 32, 32, 64), 8, 3, 1),
+    "product": ((2, 32, 32, 64), 32, 1, 1),
+    "rows": ((1, 64, 64, 16), 16, 3, 1),
+    "taps": ((1, 32, 32, 64), 64, 3, 24),
+    "beside": ((4, 128, 128, 32), 32, 3, 1),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_second_derivatives_go_through_the_borders_of_convolutions(case):
+    """The gradient of a penalty on both gradients, against XLA's own convolution."""
+    shape, n, k, rate = CONVOLUTIONS[case]
+    a, b = jax.random.split(jax.random.key(0))
+    x, kernel = jax.random.normal(a, shape), 0.1 * jax.random.normal(b, (k, k, shape[-1], n))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def stock(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", rhs_dilation=(rate, rate), dimension_numbers=numbers, precision="highest"
+        )
+
+    def of_penalty(convolve):
+        def gradients(x, kernel):
+            return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), (0, 1))(x, kernel)
+
+        return jax.jit(jax.grad(lambda *a: sum(jnp.sum(g**2) for g in gradients(*a)), (0, 1)))(x, kernel)
+
+    for got, expected in zip(of_penalty(functools.partial(conv, dilation=rate)), of_penalty(stock), strict=True):
+        np.testing.assert_allclose(got, expected, atol=5e-5 * float(jnp.max(jnp.abs(expected))))
