@@ -223,7 +223,9 @@ def test_a_rectified_map_is_written_once():
         return jnp.sum(jnp.sin(ours(module, variables, params, pieces)[0]))
 
     text = jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text()
-    wholes = [line for line in text.splitlines() if " maximum(" in line and ("2,16,18,36]" in line or "576,36]" in line)]
+    wholes = [
+        line for line in text.splitlines() if " maximum(" in line and ("2,16,18,36]" in line or "576,36]" in line)
+    ]
     assert len(wholes) == 1, wholes
 
 
