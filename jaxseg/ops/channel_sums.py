@@ -40,6 +40,14 @@ def channel_sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(lax.platform_dependent(*terms, cpu=_by_blocks, default=_plain))
 
 
+def sum_of_images(x: jax.Array) -> jax.Array:
+    """`[b, ...]` float32 -> `[...]`, the sum over the images, as a product: on a CPU what XLA makes of a plain sum is slow.
+
+    3x108x324: 0.9 ms, 0.05 so; two cores.
+    """
+    return lax.dot_general(jnp.ones(x.shape[0], x.dtype), x, (((0,), (0,)), ((), ())), precision="highest")
+
+
 def _plain(*terms: jax.Array) -> list[jax.Array]:
     return [jnp.sum(term, axis=tuple(range(term.ndim - 1))) for term in terms]
 

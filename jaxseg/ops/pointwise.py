@@ -27,6 +27,7 @@ from jax import lax
 
 from jaxseg.ops.aligned import aligned_kernel_gradient
 from jaxseg.ops.apart import apart
+from jaxseg.ops.channel_sums import sum_of_images
 
 # Pixels an image from which one product an image beats a single one, whose left side XLA first transposes.
 LARGE_IMAGE_PX = 2048
@@ -122,8 +123,8 @@ def _matrix_gradient_cpu(x: jax.Array, g: jax.Array) -> jax.Array:
     left, right = x.reshape(b, h * w, c), g.reshape(b, h * w, n)
     if 2 * n <= c:
         swapped = lax.dot_general(right, left, dimensions, preferred_element_type=jnp.float32)
-        return lax.optimization_barrier(jnp.sum(swapped, axis=0)).T
-    return jnp.sum(lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32), axis=0)
+        return lax.optimization_barrier(sum_of_images(swapped)).T
+    return sum_of_images(lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32))
 
 
 pointwise.defvjp(_forward, _backward)

@@ -56,6 +56,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.apart import apart
+from jaxseg.ops.channel_sums import sum_of_images
 from jaxseg.ops.stock_conv import Pads, Pair
 from jaxseg.ops.window import cut, gradient_pads, in_float32, out_size
 
@@ -113,7 +114,7 @@ def kernel_gradient_by_rows(
         return total + dot(part.reshape(b, rows * w, n), columns)
 
     total = lax.fori_loop(0, h // rows, body, jnp.zeros((b, n, kh * kw * c), jnp.float32))
-    return jnp.sum(total, axis=0).T.reshape(kernel.shape).astype(kernel.dtype)
+    return sum_of_images(total).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def kernel_gradient_by_shifts(
@@ -127,15 +128,17 @@ def kernel_gradient_by_shifts(
     most = max(1, SHIFTS_BLOCK // (w * (2 * kh * kw * n + c)))
     rows = max(r for r in range(1, min(most, h) + 1) if h % r == 0)
     above, beside = gradient_pads((h, w), g.shape[1:3], (kh, kw), pads, dilation)
-    padded = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), (*above, 0), (*beside, 0), (0, 0, 0)))
-    dot = functools.partial(lax.dot_general, dimension_numbers=(((1,), (1,)), ((0,), (0,))), precision=precision)
+    planes = apart(jnp.moveaxis(g, 3, 1), kernel[0, 0, 0, 0])
+    padded = lax.pad(planes, jnp.zeros((), g.dtype), ((0, 0, 0), (0, 0, 0), (*above, 0), (*beside, 0)))
+    dot = functools.partial(lax.dot_general, dimension_numbers=(((2,), (1,)), ((0,), (0,))), precision=precision)
 
     def body(block: jax.Array, total: jax.Array) -> jax.Array:
-        seen = lax.dynamic_slice_in_dim(padded, block * rows, rows + (kh - 1) * down, 1)
-        taps = [cut(seen, ((kh - 1 - i) * down, (kw - 1 - j) * right), (rows, w)) for i in range(kh) for j in range(kw)]
-        columns = jnp.concatenate(taps, axis=-1).astype(jnp.float32).reshape(b, rows * w, kh * kw * n)
+        seen = lax.dynamic_slice_in_dim(padded, block * rows, rows + (kh - 1) * down, 2)
+        corners = [((kh - 1 - i) * down, (kw - 1 - j) * right) for i in range(kh) for j in range(kw)]
+        taps = [seen[:, :, top : top + rows, left : left + w] for top, left in corners]
+        columns = jnp.concatenate(taps, axis=1).astype(jnp.float32).reshape(b, kh * kw * n, rows * w)
         pixels = lax.dynamic_slice_in_dim(x, block * rows, rows, 1).astype(jnp.float32)
         return total + dot(columns, pixels.reshape(b, rows * w, c))
 
     total = lax.fori_loop(0, h // rows, body, jnp.zeros((b, kh * kw * n, c), jnp.float32))
-    return jnp.sum(total, axis=0).reshape(kh, kw, n, c).swapaxes(2, 3).astype(kernel.dtype)
+    return sum_of_images(total).reshape(kh, kw, n, c).swapaxes(2, 3).astype(kernel.dtype)
