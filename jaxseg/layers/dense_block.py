@@ -14,7 +14,7 @@ from jax import lax
 from jaxseg.layers.moments import Moments, batch_moments, followed_by, moments_gradient
 from jaxseg.layers.norm import StackNorm, rectified, rectified_gradient
 from jaxseg.layers.stack import Maps, Room, Stack
-from jaxseg.ops.apart import written_once
+from jaxseg.ops.apart import apart
 
 STATISTICS = ("batch_stats", "batch_moments")
 Variables = Mapping[str, Any]
@@ -158,18 +158,18 @@ class _Growing:
             statistics, rest = {of: tree[name] for of, tree in others.items()}, _without(name, others)
             line = functools.partial(self._line, statistics, count)
             (factor, shift), of_line, changed = jax.vjp(line, own[name], moments, has_aux=True)
-            x = written_once(rectified(room.whole(), factor, shift, self.layer.dtype), shift[0])
+            x = apart(rectified(room.whole(), factor, shift, self.layer.dtype), shift[0])
             inner = _without(name, {"params": own})["params"]
             made, of_growth, more = jax.vjp(functools.partial(self._grow, rest, key), inner, x, has_aux=True)
             # Its readers are its moments and the one thread that writes it into the room: made before by both.
-            made = written_once(made, shift[0])
+            made = apart(made, shift[0])
             room = room.followed_by(made)
             if moments is not None and i + 1 < len(params):
                 running = fixed[i + 1]["batch_stats"][name]["mean"]
                 moments = followed_by(moments, batch_moments(made, shift=running[-self.growth :]))
             steps.append(_Step(factor, shift, of_line, (rest, key, inner) if self.remat else of_growth))
             updates.append({of: {name: changed.get(of, {}), **more.get(of, {})} for of in self.mutable})
-        array = written_once(room.array, shift[0])  # or each of its readers has the last layer's maps written again
+        array = apart(room.array, shift[0])  # or each of its readers has the last layer's maps written again
         return (array, moments, updates), (array, moments, steps)
 
     def _backward(self, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
@@ -187,7 +187,7 @@ class _Growing:
                 rest, key, inner = step.of_growth
                 # When its gradient is there, and not before; nor may it be found to be what there was.
                 array, g_made = lax.optimization_barrier((array, g_made))
-                now = written_once(step.shift, g_made[(0,) * g_made.ndim])
+                now = apart(step.shift, g_made[(0,) * g_made.ndim])
                 x = rectified(array[..., :c], step.factor, now, self.layer.dtype)
                 _, of_growth, _ = jax.vjp(functools.partial(self._grow, rest, key), inner, x, has_aux=True)
             of_inner, g_x = of_growth(g_made)
@@ -195,7 +195,7 @@ class _Growing:
             of_norm, of_moments = step.of_line(tuple(of_line))
             if moments is not None:
                 g_moments = g_moments[0] + of_moments[0], g_moments[1] + of_moments[1]
-            g = written_once(g[..., :c] + gradient, step.shift[0])
+            g = apart(g[..., :c] + gradient, step.shift[0])
             of_params.append({self.layer.NORM: of_norm, **of_inner})
         of_pieces = jnp.split(g, list(itertools.accumulate(self.widths))[:-1], axis=-1)
         return of_params[::-1], None, None, tuple(of_pieces), g_moments

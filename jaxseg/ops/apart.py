@@ -24,11 +24,12 @@ def apart(x: jax.Array, witness: jax.Array) -> jax.Array:
     Returns:
       x. The witness has the gradient 0.
     """
-    return written_once(x, witness)
+    return lax.platform_dependent(x, witness, cpu=_behind_a_loop, default=lambda x, _: x)
 
 
 def _apart_forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return written_once(x, witness), witness
+    # Not the loop itself, here and in the gradients, or JAX could not derive them again.
+    return apart(x, witness), witness
 
 
 @jax.custom_vjp
@@ -70,20 +71,10 @@ def _forward(x: jax.Array, witness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(witness: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return written_once(g, witness), jnp.zeros_like(witness)
+    return apart(g, witness), jnp.zeros_like(witness)
 
 
-def written_once(x: jax.Array, witness: jax.Array) -> jax.Array:
-    """x; it is written to memory once where the platform is a CPU. For values and gradients that are written out.
-
-    Args:
-      x: floating, any shape.
-      witness: as `gradient_apart`'s; where it is not finite it is added to x.
-    """
-    return lax.platform_dependent(x, witness, cpu=_apart, default=lambda x, _: x)
-
-
-def _apart(g: jax.Array, witness: jax.Array) -> jax.Array:
+def _behind_a_loop(g: jax.Array, witness: jax.Array) -> jax.Array:
     turns = jnp.where(jnp.isfinite(witness), 0, 1)
 
     def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -41,9 +41,9 @@ def channel_sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def sum_of_images(x: jax.Array) -> jax.Array:
-    """`[b, ...]` float32 -> `[...]`, the sum over the images, as a product: on a CPU what XLA makes of a plain sum is slow.
+    """`[b, ...]` float32 -> `[...]`: the sum over the images as a product, since XLA's CPU is slow at a plain sum.
 
-    3x108x324: 0.9 ms, 0.05 so; two cores.
+    3x108x324 on two cores: 0.05 ms, a plain sum 0.9.
     """
     return lax.dot_general(jnp.ones(x.shape[0], x.dtype), x, (((0,), (0,)), ((), ())), precision="highest")
 

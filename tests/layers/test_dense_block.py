@@ -109,6 +109,32 @@ def test_values_moments_and_gradients(layer, widths, remat):
     chex.assert_trees_all_close(found(variables["params"], pieces), (value, (x, updated)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("layer", [NormConv, BottleneckLayer])
+def test_second_derivatives(layer, remat):
+    """The gradient of a penalty on the gradients, which goes through the borders once more."""
+    module = block(layer, layers=2, remat=remat)
+    variables, pieces = made(module)
+
+    def loss(params, pieces):
+        stack, _ = module.apply({**variables, "params": params}, Stack.of(*pieces), True, mutable=["batch_stats"])
+        return jnp.mean(jnp.sin(stack.pieces[0]))
+
+    def reference(params, pieces):
+        return jnp.mean(jnp.sin(plain(layer, params, pieces)[0]))
+
+    def of_penalty(of):
+        def penalty(*arguments):
+            return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(of, (0, 1))(*arguments)))
+
+        return jax.jit(jax.grad(penalty, (0, 1)))(variables["params"], pieces)
+
+    found, expected = of_penalty(loss), of_penalty(reference)
+    largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
+    assert largest > 0.01
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4 * largest)
+
+
 @pytest.mark.parametrize("known", [None, 3, 4])
 def test_moments_that_are_known_are_taken_and_have_a_gradient(known):
     module = block(layers=2)

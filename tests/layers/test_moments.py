@@ -57,3 +57,16 @@ def test_a_constant_map_has_no_gradient_of_its_variance():
     x = jnp.full((2, 8, 8, 1), 3.0)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(batch_moments(x, shift=jnp.zeros(1))[1])))(x)
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_the_numbers_a_channel_of_a_gradient_are_made_before_the_loop_over_pixels():
+    """XLA's CPU would make them, here a cosine, for each pixel anew."""
+    x, of_mean, of_var = jnp.ones((2, 16, 16, 8)), jnp.ones(8), jnp.ones(8)
+
+    def gradient(x, of_mean, of_var):
+        return moments_gradient(x, 0.5 * of_mean, (jnp.cos(of_mean), jnp.cos(of_var)))
+
+    text = jax.jit(gradient).lower(x, of_mean, of_var).compile().as_text()
+    making = [part for part in text.split("\n\n") if " cosine(" in part]
+    assert making
+    assert not any("[2,16,16,8]" in part for part in making)

@@ -60,6 +60,14 @@ def test_the_border_of_values_stands_in_both_directions():
     assert not np.isfinite(np.asarray(jax.jit(apart)(x, jnp.asarray(np.nan)))).any()
 
 
+@pytest.mark.parametrize("border", [apart, gradient_apart])
+def test_a_border_has_derivatives_of_any_order(border):
+    function = functools.partial(of, border=border)
+    for derivative in (2 * np.cos(1.4), -4 * np.sin(1.4), -8 * np.cos(1.4), 16 * np.sin(1.4)):
+        function = jax.grad(function)
+        np.testing.assert_allclose(jax.jit(function)(jnp.asarray(0.7), jnp.asarray(0.5)), derivative, rtol=1e-6)
+
+
 def test_a_batch_over_two_devices_is_not_gathered():
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
     x = jax.device_put(jnp.arange(8.0).reshape(4, 2), NamedSharding(mesh, PartitionSpec("data")))

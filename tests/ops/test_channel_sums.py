@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxseg.ops.channel_sums import _rows, channel_sums
+from jaxseg.ops.channel_sums import _rows, channel_sums, sum_of_images
 
 SHAPES = [(5,), (7, 3), (1, 1, 1, 2), (2, 3, 4), (3, 17, 5, 4), (2, 8, 6, 3), (2, 3, 23, 4, 5), (2, 0, 4, 3)]
 SHAPES += [(1, 257, 2, 2)]
@@ -80,3 +80,21 @@ def test_rows_and_batches_over_devices_are_summed_at_the_end():
     for got, wanted in zip(f(placed), f(x), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert "all-gather" not in f.lower(placed).compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 108, 324), (2, 5, 7), (4, 0, 3)])
+def test_sums_of_images(shape):
+    x = np.asarray(100 + jax.random.normal(jax.random.key(0), shape))
+    for f in (sum_of_images, jax.jit(sum_of_images)):
+        found = f(x)
+        assert found.shape == shape[1:] and found.dtype == jnp.float32
+        np.testing.assert_allclose(found, x.astype(np.float64).sum(0), rtol=2e-7)
+
+
+def test_images_over_devices_are_summed_at_the_end():
+    x = jax.random.normal(jax.random.key(0), (4, 16, 5))
+    placed = jax.device_put(x, NamedSharding(Mesh(np.asarray(jax.devices()[:4]), ("data",)), PartitionSpec("data")))
+    compiled = jax.jit(sum_of_images).lower(placed).compile()
+    np.testing.assert_allclose(compiled(placed), sum_of_images(x), rtol=1e-6, atol=1e-6)
+    text = compiled.as_text()
+    assert "all-reduce" in text and not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))

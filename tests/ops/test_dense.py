@@ -81,6 +81,15 @@ def test_values_by_shifts(case):
     assert relative(jax.vmap(ours, in_axes=(0, None))(x[:, None], kernel)[:, 0], expected) < 1e-5
 
 
+def test_the_kernel_gradient_by_shifts_is_a_product_that_needs_no_transposition():
+    """XLA's CPU gives one whose left side is transposed to a routine that asks for memory many times a product."""
+    x, kernel, g = jnp.ones((2, 32, 32, 64)), jnp.ones((3, 3, 64, 8)), jnp.ones((2, 32, 32, 8))
+    ours = functools.partial(thin.kernel_gradient_by_shifts, pads=((1, 1), (1, 1)), dilation=(1, 1), precision=None)
+    text = jax.jit(ours).lower(x, kernel, g).compile().as_text()
+    (product,) = [line for line in text.splitlines() if " dot(" in line and "[2,72,64]" in line]
+    assert "lhs_contracting_dims={2}" in product and "rhs_contracting_dims={1}" in product
+
+
 def test_share_of_useful_products():
     """By hand: 20 + 32 + 20 of 96; without padding all; and by counting ones: the mean of a convolution of ones."""
     assert useful_share((32, 32), (3, 3), ((12, 12), (12, 12)), (12, 12)) == 0.75**2
