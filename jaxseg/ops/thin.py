@@ -122,11 +122,11 @@ def kernel_gradient_by_shifts(
 ) -> jax.Array:
     """The same with the image as it is and the cotangents of all taps beside each other: kh kw n columns, not kh kw c.
 
-    Pixel p meets the cotangent of output `p + lo - tap * dilation`, zero where there is none. The cotangents are planes of
-    pixels: with the channels last the product's left side would be transposed, for which XLA's CPU has a routine that
-    asks for memory ten times a product. FC-DenseNet56's step asks 20,000 times then, 4,000 times so, and in a process
-    that has compiled the program glibc searches long for each: 3.0 and 2.7 s of a step, 1.00 where it was read from the
-    compilation cache.
+    Pixel p meets the cotangent of output `p + lo - tap * dilation`, zero where there is none. The cotangents are
+    planes of pixels: with the channels last the product's left side would be transposed, for which XLA's CPU has a
+    routine that asks for memory ten times a product. FC-DenseNet56's step asked 20,000 times then and 4,000 times so.
+    In a process that had compiled the program, where glibc searches long for each, it took 3.16 and 2.90 s, as long as
+    before (1.00) in one that had read it from the compilation cache.
     """
     (kh, kw, c, n), (b, h, w, _), (down, right) = kernel.shape, x.shape, dilation
     most = max(1, SHIFTS_BLOCK // (w * (2 * kh * kw * n + c)))
