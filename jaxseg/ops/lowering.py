@@ -34,7 +34,6 @@ ROWS_COLUMNS = 4096
 ROWS_PIXELS = 196
 FEW_CHANNELS = 4  # of an image
 ODD_CHANNELS = 96  # odd multiples of 16 up to here
-SHIFTS_RATIO = 2  # by shifts: at least so many channels in for one out
 
 # Half the products: their share, with the rows that fill up tiles, of those by taps at which they win, and at which the
 # kernel gradient wins over XLA's.
@@ -116,7 +115,7 @@ def _of_kernel(image: Sequence[int], kernel: Sequence[int], dilation: Pair, shar
         return "winograd"
     enough, spread = h * w >= ROWS_PIXELS, kh * kw > 1
     thin = n % 16 != 0 or (n % 32 != 0 and n <= ODD_CHANNELS) or c <= FEW_CHANNELS
-    if enough and spread and thin and c >= SHIFTS_RATIO * n:
+    if enough and spread and thin and c > n:
         return "shifts"
     if enough and thin and n <= ROWS_CHANNELS and kh * kw * c <= ROWS_COLUMNS:
         return "rows"
