@@ -40,14 +40,17 @@ Images beside each other do as well, but mix a batch that is split over devices.
 one for each half of the batch, XLA's CPU does not run both at once.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
+from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
+from jaxseg.ops.stock_conv import Pads, Pair
+from jaxseg.ops.window import out_size
 
 # The tile of a task: it starts as so many columns and channels, and grows to at least LEAST of both.
 COLUMNS, CHANNELS, LEAST = 16, 64, 64
@@ -81,31 +84,55 @@ def largest_task(width: int, channels: int, depth: int) -> float:
     return m * n / (width * channels)
 
 
-def blocks(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair) -> int:
-    """In how many blocks of rows to cut `[b, h, w, c]` for `[kh, kw, c, n]` at stride 1; 1: leave it whole."""
+class Beside(NamedTuple):
+    """The number of blocks of rows beside each other, and how they are convolved; by default the whole map as it is."""
+
+    blocks: int = 1
+    narrow: Narrow = Narrow()
+
+
+def beside(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair) -> Beside:
+    """How to make the convolution of `[b, h, w, c]` with `[kh, kw, c, n]` at stride 1."""
     (b, h, w, c), (kh, kw, _, n) = image, kernel
+    rows, columns = out_size((h, w), (kh, kw), pads, dilation)
+    way = narrow(c, n, dilation[1], b * rows * columns)
+    return Beside(_blocks(image, kernel, pads, dilation, way), way)
+
+
+def _blocks(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair, way: Narrow) -> int:
+    (b, h, w, c), (kh, kw, _, n), m = image, kernel, way.columns
     (down, right) = ((k - 1) * d for k, d in zip((kh, kw), dilation, strict=True))
-    rows, columns, depth = h + sum(pads[0]) - down, w + sum(pads[1]) - right, kh * kw * c
+    (rows, columns), depth = out_size((h, w), (kh, kw), pads, dilation), kh * (kw + m - 1) * (c + way.zeros)
     copied = min(min(pads[0]), min(pads[1])) >= 0 and depth * n >= PRODUCTS * (c + n)
-    if not copied or b * rows * columns * depth * n < WORK or largest_task(columns, n, depth) <= ALONE:
+    if not copied or b * rows * columns * depth * n < WORK or largest_task(-(-columns // m), m * n, depth) <= ALONE:
         return 1
     fit = (r for r in BLOCKS if down <= HALO * (rows // r))
-    return next((r for r in fit if largest_task(r * (columns + right), n, depth) <= SHARED), 1)
+    return next((r for r in fit if largest_task(r * -(-(columns + right) // m), m * n, depth) <= SHARED), 1)
 
 
 def convolve_beside(
-    x: jax.Array, kernel: jax.Array, *, pads: Pads, dilation: Pair, number: int, precision: Any = None
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    pads: Pads,
+    dilation: Pair,
+    cut: Beside,
+    precision: Any = None,
 ) -> jax.Array:
-    """Stride-1 convolution of `number` blocks of rows beside each other; as `stock_conv`, to the last bit or nearly.
+    """Stride-1 convolution of blocks of rows beside each other; as `stock_conv`, to the last bit or nearly.
 
-    Block `i` is the output's rows `i s .. (i + 1) s`, `s = ceil(rows / number)`; between two blocks lie the columns of
+    Block `i` is the output's rows `i s .. (i + 1) s`, `s = ceil(rows / blocks)`; between two blocks lie the columns of
     padding of both.
     """
+    number, way = cut
+    narrowly = functools.partial(narrow_conv, kernel=kernel, way=way, dilation=dilation, precision=precision)
+    if number == 1:
+        return narrowly(x, pads=pads)
     b, h, w, _ = x.shape
     down, right = ((k - 1) * d for k, d in zip(kernel.shape[:2], dilation, strict=True))
-    (top, bottom), columns = pads[0], w + sum(pads[1]) - right
+    (top, bottom), (left, _), columns = *pads, w + sum(pads[1]) - right
     rows = h + top + bottom - down
-    size = -(-rows // number)
+    size, width = -(-rows // number), -(-(columns + right) // way.columns) * way.columns
     zero = jnp.zeros((), x.dtype)
     parts = []
     for first in range(0, number * size, size):
@@ -113,8 +140,8 @@ def convolve_beside(
         seen = lax.slice_in_dim(x, min(max(start, 0), h), min(max(stop, 0), h), axis=1)
         before = min(max(-start, 0), size + down)
         after = size + down - before - seen.shape[1]
-        parts.append(lax.pad(seen, zero, ((0, 0, 0), (before, after, 0), (*pads[1], 0), (0, 0, 0))))
-    wide = jnp.concatenate(parts, axis=2)
-    y = stock_conv(wide, kernel, pads=((0, 0), (0, right)), dilation=dilation, precision=precision)
-    y = y.reshape(b, size, number, columns + right, -1)[:, :, :, :columns]
+        edges = ((before, after, 0), (left, width - left - w, 0), (0, way.zeros, 0))
+        parts.append(lax.pad(seen, zero, ((0, 0, 0), *edges)))
+    y = narrowly(jnp.concatenate(parts, axis=2), pads=((0, 0), (0, right)))
+    y = y.reshape(b, size, number, width, -1)[:, :, :, :columns]
     return y.swapaxes(1, 2).reshape(b, number * size, columns, -1)[:, :rows]

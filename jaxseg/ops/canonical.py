@@ -23,6 +23,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
 from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
@@ -37,7 +38,7 @@ def canonical_conv(
     dilation: Pair = (1, 1),
     precision: Any = None,
 ) -> jax.Array:
-    """`stock_conv` of one group."""
+    """`stock_conv` of one group, on a CPU as `ops/narrow.py` has it where there are few channels."""
     return _values(x, kernel, strides, pads, dilation, precision)
 
 
@@ -45,8 +46,13 @@ def canonical_conv(
 def _values(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, dilation: Pair, precision: Any) -> jax.Array:
     options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
     stock: Callable[..., jax.Array] = functools.partial(stock_conv, **options)
-    on_gpus = ways_on_gpus(x, kernel, **options).values
-    return lax.platform_dependent(x, kernel, default=stock, **on_gpus) if on_gpus else stock(x, kernel)
+    ways = ways_on_gpus(x, kernel, **options).values
+    c, n = kernel.shape[2:]
+    (b, rows, columns, _) = jax.eval_shape(stock, x, kernel).shape
+    way = narrow(c, n, dilation[1], b * rows * columns)
+    if way != Narrow():
+        ways = {**ways, "cpu": functools.partial(narrow_conv, way=way, **options)}
+    return lax.platform_dependent(x, kernel, default=stock, **ways) if ways else stock(x, kernel)
 
 
 def _forward(

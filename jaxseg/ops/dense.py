@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from jaxseg.ops import taps, thin, winograd
-from jaxseg.ops.beside import convolve_beside
+from jaxseg.ops.beside import Beside, convolve_beside
 from jaxseg.ops.canonical import (
     canonical_input_gradient,
     canonical_kernel_gradient,
@@ -59,7 +59,7 @@ def _forward(
     ways: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.forward_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_forward, **options),
-        "beside": functools.partial(convolve_beside, number=chosen.blocks, **options),
+        "beside": functools.partial(convolve_beside, cut=chosen.beside, **options),
         "shifts": functools.partial(thin.forward_by_shifts, **options),
     }
     return lax.platform_dependent(x, kernel, cpu=ways[chosen.values], default=stock, **on_gpus)
@@ -72,12 +72,12 @@ def _vjp_forward(
 
 
 def _input_gradient_beside(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, number: int, precision: Any
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, pads: Pads, dilation: Pair, cut: Beside, precision: Any
 ) -> jax.Array:
     (h, w), (rows, columns), (kh, kw) = x.shape[1:3], g.shape[1:3], kernel.shape[:2]
     back = gradient_pads((h, w), (rows, columns), (kh, kw), pads, dilation)
     turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
-    return convolve_beside(g, turned, pads=back, dilation=dilation, number=number, precision=precision)
+    return convolve_beside(g, turned, pads=back, dilation=dilation, cut=cut, precision=precision)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
@@ -93,7 +93,7 @@ def _vjp_backward(
     of_image: dict[str, Callable[..., jax.Array]] = {
         "taps": functools.partial(taps.input_gradient_by_taps, **options),
         "winograd": functools.partial(winograd.winograd_input_gradient, **options),
-        "beside": functools.partial(_input_gradient_beside, number=chosen.image_blocks, **options),
+        "beside": functools.partial(_input_gradient_beside, cut=chosen.image_beside, **options),
         "xla": functools.partial(canonical_input_gradient, **options),
     }
     of_kernel: dict[str, Callable[..., jax.Array]] = {

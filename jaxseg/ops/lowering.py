@@ -3,13 +3,14 @@
 Values, image's gradient and kernel gradient are chosen apart: taps one by one (`ops/taps.py`) where padding takes many
 products; shifts (`ops/thin.py`) of values with few channels out for those in; half the products (`ops/winograd.py`)
 where a number that is copied has enough of them; blocks of rows (`ops/beside.py`) where XLA's convolution is one task;
-rows or shifts (`ops/thin.py`) for thin kernel gradients; XLA's own for the rest.
+columns abreast or channels filled up (`ops/narrow.py`) where it has few channels; rows or shifts (`ops/thin.py`) for
+thin kernel gradients; XLA's own for the rest.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxseg.ops.beside import blocks
+from jaxseg.ops.beside import Beside, beside
 from jaxseg.ops.stock_conv import Pads, Pair
 from jaxseg.ops.window import gradient_pads, out_size, useful_share
 from jaxseg.ops.winograd import ROWS, TAPS, tiles
@@ -51,14 +52,14 @@ class Lowering(NamedTuple):
     """The ways of the three parts: "taps", "winograd", "beside" or "xla" (of gradients in the form of
     `ops/canonical.py`); of values also "shifts", of the kernel gradient "rows" and "shifts".
 
-    `blocks` and `image_blocks`: of rows, into which "beside" cuts the image and the cotangent.
+    `beside` and `image_beside`: how "beside" cuts and convolves the image and the cotangent.
     """
 
     values: str = "xla"
     image: str = "xla"
     kernel: str = "xla"
-    blocks: int = 1
-    image_blocks: int = 1
+    beside: Beside = Beside()
+    image_beside: Beside = Beside()
 
 
 def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: Pair) -> Lowering | None:
@@ -75,15 +76,15 @@ def lowering(image: Sequence[int], kernel: Sequence[int], pads: Pads, dilation: 
             of_values, of_image = of_values or "taps", of_image or "taps"
     if of_values != "taps" and _by_shifts(kernel):
         of_values = "shifts"
-    by_blocks = 1 if of_values else blocks(image, kernel, pads, dilation)
+    cut = Beside() if of_values else beside(image, kernel, pads, dilation)
     back = gradient_pads((h, w), out, (kh, kw), pads, dilation)
-    image_by_blocks = 1 if of_image else blocks((b, *out, n), (kh, kw, n, c), back, dilation)
+    image_cut = Beside() if of_image else beside((b, *out, n), (kh, kw, n, c), back, dilation)
     chosen = Lowering(
-        of_values or ("beside" if by_blocks > 1 else "xla"),
-        of_image or ("beside" if image_by_blocks > 1 else "xla"),
+        of_values or ("xla" if cut == Beside() else "beside"),
+        of_image or ("xla" if image_cut == Beside() else "beside"),
         _of_kernel(image, kernel, dilation, share, half),
-        by_blocks,
-        image_by_blocks,
+        cut,
+        image_cut,
     )
     return None if chosen == Lowering() else chosen
 

@@ -116,6 +116,7 @@ def torch_works(x, kernel, g, stride, pads, rate):
         return {}
     import numpy as np
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # whatever it found when it was loaded
     x, g = (torch.tensor(np.asarray(a)).permute(0, 3, 1, 2) for a in (x, g))
     kernel = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
     options = ([stride] * 2, [before for before, _ in pads], [rate] * 2, False, [0, 0], 1)

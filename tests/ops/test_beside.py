@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.ops import beside, dense
+from jaxseg.ops.beside import Beside
 from jaxseg.ops.conv import conv
 from jaxseg.ops.lowering import Lowering, lowering
 from jaxseg.ops.stock_conv import stock_conv
@@ -40,7 +41,7 @@ CASES = {
 def test_equals_the_whole_map(case, number):
     h, w, size, rates, pads = CASES[case]
     x, kernel = arrays(h, w, 3, 5, size)
-    got = jax.jit(functools.partial(beside.convolve_beside, pads=pads, dilation=rates, number=number))(x, kernel)
+    got = jax.jit(functools.partial(beside.convolve_beside, pads=pads, dilation=rates, cut=Beside(number)))(x, kernel)
     expected = stock_conv(x, kernel, pads=pads, dilation=rates)
     assert got.shape == expected.shape
     assert relative(got, expected) < 1e-6
@@ -53,7 +54,7 @@ def test_the_input_gradient_equals_the_whole_map(case, number):
     x, kernel = arrays(h, w, 3, 5, size)
     whole = functools.partial(stock_conv, pads=pads, dilation=rates)
     g = jax.random.normal(jax.random.key(2), jax.eval_shape(whole, x, kernel).shape)
-    chosen = Lowering("xla", "beside", "xla", 1, number)
+    chosen = Lowering("xla", "beside", "xla", Beside(), Beside(number))
     ours = jax.vjp(lambda x, k: dense.convolve(x, k, pads, rates, chosen), x, kernel)[1](g)
     for got, expected in zip(ours, jax.vjp(whole, x, kernel)[1](g), strict=True):
         assert got.shape == expected.shape
@@ -91,7 +92,7 @@ SAME = ((1, 1), (1, 1))
     ],
 )
 def test_number_of_blocks(image, n, pads, number):
-    assert beside.blocks(image, (3, 3, image[-1], n), pads, (1, 1)) == number
+    assert beside.beside(image, (3, 3, image[-1], n), pads, (1, 1)).blocks == number
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_number_of_blocks_of_the_input_gradient(image, n, pads, number):
     (b, h, w, c), kernel = image, (3, 3, image[-1], n)
     out = out_size((h, w), kernel[:2], pads, (1, 1))
     back = gradient_pads((h, w), out, kernel[:2], pads, (1, 1))
-    assert beside.blocks((b, *out, n), (3, 3, n, c), back, (1, 1)) == number
+    assert beside.beside((b, *out, n), (3, 3, n, c), back, (1, 1)).blocks == number
 
 
 def test_the_convolution_takes_it():
@@ -117,7 +118,7 @@ def test_the_convolution_takes_it():
     pads = SAME
     g = jax.random.normal(jax.random.key(1), x.shape)
     chosen = lowering(x.shape, kernel.shape, pads, (1, 1))
-    assert chosen == Lowering("beside", "beside", "winograd", 8, 8)
+    assert chosen == Lowering("beside", "beside", "winograd", Beside(8), Beside(8))
 
     def of(f):
         return lambda x, kernel, g: (f(x, kernel), *jax.vjp(f, x, kernel)[1](g))
@@ -134,7 +135,7 @@ def test_the_convolution_takes_it():
 
 def test_vmap_and_bfloat16():
     x, kernel = arrays(13, 7, 3, 5, batch=4)
-    f = functools.partial(beside.convolve_beside, pads=SAME, dilation=(1, 1), number=3)
+    f = functools.partial(beside.convolve_beside, pads=SAME, dilation=(1, 1), cut=Beside(3))
     expected = stock_conv(x, kernel, pads=SAME)
     each = jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0]
     assert relative(each, expected) < 1e-6

@@ -1,0 +1,147 @@
+"""Convolutions of few channels: against XLA's own, the rules by hand, and what the program holds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.ops.beside import Beside, beside, convolve_beside
+from jaxseg.ops.conv import conv
+from jaxseg.ops.lowering import lowering
+from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
+from jaxseg.ops.stock_conv import stock_conv
+
+SAME = ((1, 1), (1, 1))
+
+
+def relative(got, expected):
+    return np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
+
+
+def arrays(h, w, c, n, kernel=(3, 3), batch=2):
+    a, b = jax.random.split(jax.random.key(3))
+    return jax.random.normal(a, (batch, h, w, c)), jax.random.normal(b, (*kernel, c, n))
+
+
+# h, w, kernel, strides, rates, pads: widths that no number of columns divides, padding on one side, strides and rates.
+CASES = {
+    "same": (9, 13, (3, 3), (1, 1), (1, 1), SAME),
+    "valid": (7, 10, (2, 3), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    "stride": (11, 14, (3, 3), (2, 2), (1, 1), ((0, 1), (0, 1))),
+    "strides": (11, 15, (5, 7), (1, 3), (1, 1), ((2, 2), (4, 1))),
+    "rate": (11, 9, (3, 3), (1, 1), (2, 1), ((2, 2), (1, 1))),
+    "column": (8, 9, (3, 1), (1, 1), (1, 1), ((1, 1), (0, 0))),
+    "cropped": (8, 12, (3, 3), (1, 1), (1, 1), ((-1, 1), (1, -2))),
+    "narrower": (5, 3, (3, 3), (1, 1), (1, 1), SAME),
+}
+
+
+@pytest.mark.parametrize("way", [Narrow(), Narrow(1), Narrow(0, 2), Narrow(3, 4), Narrow(1, 8)])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_xlas_convolution(case, way):
+    h, w, size, strides, rates, pads = CASES[case]
+    x, kernel = arrays(h, w, 3, 5, size)
+    window = {"strides": strides, "pads": pads, "dilation": rates}
+    got = jax.jit(functools.partial(narrow_conv, way=way, **window))(x, kernel)
+    expected = stock_conv(x, kernel, **window)
+    assert got.shape == expected.shape
+    assert relative(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("case", ["same", "valid", "rate", "column"])
+def test_blocks_of_rows_and_columns_abreast(case):
+    h, w, size, _, rates, pads = CASES[case]
+    x, kernel = arrays(h, w, 3, 5, size)
+    got = convolve_beside(x, kernel, pads=pads, dilation=rates, cut=Beside(3, Narrow(1, 4)))
+    expected = stock_conv(x, kernel, pads=pads, dilation=rates)
+    assert got.shape == expected.shape
+    assert relative(got, expected) < 1e-6
+
+
+def test_columns_abreast_have_no_rate():
+    x, kernel = arrays(8, 8, 3, 5)
+    with pytest.raises(ValueError, match="rate of 1 along the columns, not 2"):
+        narrow_conv(x, kernel, way=Narrow(0, 2), pads=SAME, dilation=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "c, n, rate, way",
+    [
+        (16, 16, 1, Narrow(0, 2)),
+        (8, 8, 1, Narrow(0, 4)),
+        (3, 1, 1, Narrow(1, 8)),
+        (11, 12, 1, Narrow(1, 2)),
+        (11, 12, 2, Narrow(9, 1)),
+        (16, 17, 1, Narrow()),  # one channel out too many
+        (17, 16, 1, Narrow(3)),
+        (3, 32, 1, Narrow(1)),
+        (3, 48, 1, Narrow()),
+        (6, 32, 1, Narrow()),
+        (21, 16, 2, Narrow(3)),
+        (21, 80, 1, Narrow(3)),
+        (21, 128, 1, Narrow()),
+        (22, 48, 1, Narrow(2)),
+        (22, 96, 1, Narrow()),
+        (48, 12, 1, Narrow()),
+    ],
+)
+def test_rules(c, n, rate, way):
+    assert narrow(c, n, rate, 2**14) == way
+    assert narrow(c, n, rate, 2**14 - 1) == Narrow()
+
+
+def test_blocks_count_the_tasks_of_columns_abreast():
+    """16 -> 16 at 256 px: 128 columns of 32 channels and depth 192 are one task, the 1032 of 8 blocks tasks of 512."""
+    assert beside((4, 256, 256, 16), (3, 3, 16, 16), SAME, (1, 1)) == Beside(8, Narrow(0, 2))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("c, n", [(3, 8), (16, 8), (8, 16), (21, 16)])
+def test_the_convolution_takes_it(c, n, strides):
+    """On a CPU: values and gradients as XLA's own; elsewhere no kernel but the given one, turned for the gradient."""
+    x, kernel = arrays(128, 128 * strides, c, n, batch=strides)
+    x = x[:, : 128 // strides * strides]
+    of = functools.partial(conv, strides=strides, padding=SAME)
+    stock = functools.partial(stock_conv, strides=(strides, strides), pads=SAME)
+    g = jax.random.normal(jax.random.key(1), jax.eval_shape(stock, x, kernel).shape)
+
+    def parts(f):
+        return jax.jit(lambda x, k, g: (f(x, k), *jax.vjp(f, x, k)[1](g)))
+
+    for got, expected in zip(parts(of)(x, kernel, g), parts(stock)(x, kernel, g), strict=True):
+        assert got.dtype == jnp.float32
+        assert relative(got, expected) < 1e-5
+
+
+def kernels(text):
+    """Shapes of the convolutions' kernels in a StableHLO text."""
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return [line.split(" : (")[1].split(", ")[1].split(">")[0].removeprefix("tensor<") for line in lines]
+
+
+def test_only_a_cpu_takes_it():
+    x, kernel = arrays(128, 128, 8, 8, batch=1)
+    assert lowering(x.shape, kernel.shape, SAME, (1, 1)).beside.narrow == Narrow(0, 4)
+    for strides in (1, 2):
+        many = jnp.concatenate([x] * strides**2)
+        f = jax.jit(functools.partial(conv, strides=strides, padding=SAME))
+        for platform, expected in (("cpu", f"3x{3 + 3 * strides}x8x32xf32"), ("tpu", "3x3x8x8xf32")):
+            text = f.trace(many, kernel).lower(lowering_platforms=(platform,)).as_text()
+            assert kernels(text) == [expected]
+
+
+def test_vmap_bfloat16_and_second_derivatives():
+    x, kernel = arrays(9, 13, 3, 5, batch=4)
+    f = functools.partial(narrow_conv, way=Narrow(1, 4), pads=SAME)
+    expected = stock_conv(x, kernel, pads=SAME)
+    assert relative(jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0], expected) < 1e-6
+    ones = f(jnp.ones((1, 12, 12, 64), jnp.bfloat16), jnp.ones((3, 3, 64, 1), jnp.bfloat16))
+    assert ones.dtype == jnp.bfloat16
+    assert float(ones[0, 6, 6, 0]) == 576.0 and float(ones[0, 0, 0, 0]) == 256.0
+    ours, theirs = (
+        jax.grad(lambda k, f=f: jnp.sum(jax.grad(lambda x, k: jnp.sum(f(x, k) ** 3))(x, k) ** 2))(kernel)
+        for f in (f, functools.partial(stock_conv, pads=SAME))
+    )
+    assert relative(ours, theirs) < 1e-5
