@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxseg.layers.conv_norm import ConvNorm, separable_or_plain
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.norm import NormOptions
+from jaxseg.layers.residual import input_of_branches
 
 
 class ASPP(nn.Module):
@@ -37,7 +38,7 @@ class ASPP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h, w, features]`."""
-        branches = []
+        branches, x = [], input_of_branches(self, x)
         if self.image_pooling:
             # The resize of a 1x1 map is the same value everywhere under any alignment. Mean in float32: it runs over
             # thousands of values.

@@ -1,9 +1,11 @@
-"""The output of a unit with an identity shortcut, written to memory once on CPUs."""
+"""What several branches read or give, and its gradient, written to memory once on CPUs."""
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 
-from jaxseg.ops.apart import apart
+from jaxseg.ops.apart import apart, gradient_apart
 
 
 def unit_output(unit: nn.Module, x: jax.Array) -> jax.Array:
@@ -18,6 +20,23 @@ def unit_output(unit: nn.Module, x: jax.Array) -> jax.Array:
       unit: the module that made x, with parameters; one of them is the border's witness.
       x: floating, any shape.
     """
-    parameters = jax.tree.leaves(unit.variables["params"])
+    return apart(x, _witness(jax.tree.leaves(unit.variables["params"])))
+
+
+def input_of_branches(module: nn.Module, x: jax.Array) -> jax.Array:
+    """x; its gradient, the sum of what the module's branches give, apart from what reads it.
+
+    XLA's CPU fuses the sum, and the 27 taps of three atrous depthwise branches, into the sums of the norm before:
+    24.7 of the 628 ms of processor time of a DeepLabV3+ MobileNetV2 train step at 4x256x256, and once more beside them.
+
+    Args:
+      module: the one that the branches belong to; as it makes its parameters, x is returned as it is.
+      x: floating, any shape.
+    """
+    parameters = jax.tree.leaves(module.variables.get("params", {}))
+    return gradient_apart(x, _witness(parameters)) if parameters else x
+
+
+def _witness(parameters: Sequence[jax.Array]) -> jax.Array:
     vectors = [parameter for parameter in parameters if parameter.ndim == 1]
-    return apart(x, (vectors or parameters)[0].ravel()[0])
+    return (vectors or parameters)[0].ravel()[0]

@@ -10,7 +10,7 @@ from jax import lax
 
 ALIGNMENTS = ("half_pixel", "align_corners")
 METHODS = ("bilinear", "nearest")
-# The gradient on a GPU gathers at most so many outputs an input and axis (enlarging 15 times); then it is products.
+# The gradient gathers at most so many outputs an input and axis (enlarging 16 times); then it is products.
 MAX_GATHERED = 32
 
 
@@ -40,11 +40,14 @@ def _neighbours(length: int, size: int, alignment: str, method: str) -> tuple[np
 
 
 def _matrix(length: int, size: int, alignment: str, method: str) -> np.ndarray:
-    """The linear map along one axis as a `[size, length]` matrix."""
-    low, high, weight = _neighbours(length, size, alignment, method)
-    matrix = np.zeros((size, length), np.float32)
-    np.add.at(matrix, (np.arange(size), low), 1 - weight)
-    np.add.at(matrix, (np.arange(size), high), weight)
+    return linear_map(length, *_neighbours(length, size, alignment, method))
+
+
+def linear_map(length: int, low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`(1 - weight) x[low] + weight x[high]` along one axis of `length` as a matrix `[outputs, length]`, float32."""
+    matrix = np.zeros((len(low), length), np.float32)
+    np.add.at(matrix, (np.arange(len(low)), low), 1 - weight)
+    np.add.at(matrix, (np.arange(len(low)), high), weight)
     return matrix
 
 
@@ -52,17 +55,25 @@ def resize(x: jax.Array, size: Sequence[int], *, alignment: str, method: str = "
     """Resizes h and w of channels-last images.
 
     Each output sample is a weighted sum of at most 2 x 2 input samples (no antialiasing when it shrinks). On CPUs and
-    NVIDIA GPUs the samples are gathered, along the axis first that leaves less to the other one; elsewhere, and for a
-    CPU's gradient, it is two matrix products (a gather's gradient is a scatter; for `[4, 22, 22, 11] -> [352, 352]` 31
-    ms, products 5). A GPU's gradient gathers for each input the few outputs that it has a part in (docs/gpu.md).
-    CPU milliseconds (both cores together), float32, bilinear, forward / gradient, medians of 9:
+    NVIDIA GPUs the samples are gathered, along the axis first that leaves less to the other one; elsewhere it is two
+    matrix products. The gradient of a gather that JAX derives is a scatter (`[4, 22, 22, 11] -> [352, 352]` 31 ms);
+    here it gathers, for each input, the few outputs that it has a part in (GPUs: docs/gpu.md). One core with AVX-512,
+    milliseconds, float32, bilinear, gradient, medians of 11, by products with a matrix an image and as here:
 
-    | images                             | rows first, fused / plain einsum | this file   | PyTorch 2.13 |
-    |------------------------------------|----------------------------------|-------------|--------------|
-    | `[4, 16, 16, 256] -> [64, 64]`     | 7.5 / 11.0                       | 1.6 / 3.3   | 1.7 / 2.2    |
-    | `[4, 64, 64, 11] -> [256, 256]`    | 2.7 / 10.4                       | 2.6 / 9.5   | 2.5 / 4.5    |
+    | images                              | products | gathered |
+    |-------------------------------------|----------|----------|
+    | `[4, 16, 16, 256] -> [64, 64]`      | 3.24     | 2.15     |
+    | `[4, 64, 64, 11] -> [256, 256]`     | 9.00     | 0.90     |
+    | `[4, 64, 64, 21] -> [256, 256]`     | 16.2     | 2.52     |
+    | `[1, 129, 129, 21] -> [513, 513]`   | 29.6     | 2.36     |
+    | `[2, 33, 65, 19] -> [513, 1025]`    | 28.6     | 15.8     |
+    | `[4, 6, 6, 512] -> [64, 64]`        | 4.00     | 3.74     |
+    | `[2, 64, 64, 128] -> [32, 32]`      | 2.45     | 0.09     |
+    | `[2, 3, 3, 512] -> [60, 60]`, no    | 0.49     | 3.40     |
+    | `[1, 16, 16, 21] -> [512, 512]`, no | 3.80     | 7.79     |
 
-    Forward by products, with a matrix an image: 12.0 and 7.9; columns gathered, rows by products: 3.8 and 6.0.
+    Forward (both cores, milliseconds of processor time) the first two: gathered 1.6 and 2.6, products with a matrix an
+    image 12.0 and 7.9, columns gathered and rows by products 3.8 and 6.0, PyTorch 2.13 1.7 and 2.5.
 
     Args:
       x: `[*b, h, w, c]` floating.
@@ -154,11 +165,11 @@ def _vjp_backward(
 
     def gather(g: jax.Array) -> jax.Array:
         # As in the forward pass, the barrier keeps the first pass from being computed anew for each of its readers.
-        return _gathered(lax.optimization_barrier(_gathered(g, rows, 1)), columns, 2)
+        return gathered(lax.optimization_barrier(gathered(g, rows, 1)), columns, 2)
 
-    few = max(_longest(rows), _longest(columns)) <= MAX_GATHERED
-    on_gpus = {"cuda": gather} if few else {}
-    return (lax.platform_dependent(g, cpu=product_an_image, default=products, **on_gpus),)
+    if not can_gather(rows, columns):
+        return (lax.platform_dependent(g, cpu=product_an_image, default=products),)
+    return (lax.platform_dependent(g, cpu=gather, cuda=gather, default=products),)
 
 
 def _longest(matrix: np.ndarray) -> int:
@@ -166,7 +177,12 @@ def _longest(matrix: np.ndarray) -> int:
     return int(np.count_nonzero(matrix, axis=0).max())
 
 
-def _gathered(g: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+def can_gather(*matrices: np.ndarray) -> bool:
+    """Whether no input of linear maps `[outputs, inputs]` has a part in too many outputs to gather them."""
+    return max(map(_longest, matrices)) <= MAX_GATHERED
+
+
+def gathered(g: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
     """`matrix.T` along an axis, as a sum of the outputs that each input has a part in: they lie beside each other."""
     outputs, inputs = matrix.shape
     number = _longest(matrix)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxseg.ops.resize import ALIGNMENTS, source_positions
+from jaxseg.ops.resize import ALIGNMENTS, can_gather, gathered, linear_map, source_positions
 
 Pixels = Any  # pytree of arrays [*b, height, width]
 OfBlock = Callable[[jax.Array, Pixels], Any]
@@ -204,7 +204,7 @@ def _new(pixels: Pixels, plan: RowBlocks, table: dict[str, jax.Array]) -> Pixels
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _enlarge(x: jax.Array, low: jax.Array, high: jax.Array, weight: jax.Array, plan: RowBlocks) -> jax.Array:
-    """The arithmetic of `ops.resize`: gathers on a CPU, products elsewhere and for the gradient."""
+    """The arithmetic of `ops.resize`: gathers on a CPU, products elsewhere and for the gradient's rows."""
 
     def gather(x: jax.Array, low: jax.Array, high: jax.Array, weight: jax.Array) -> jax.Array:
         upper = jnp.take(x, high, axis=1, mode="clip")
@@ -214,7 +214,8 @@ def _enlarge(x: jax.Array, low: jax.Array, high: jax.Array, weight: jax.Array, p
 
     def products(x: jax.Array, low: jax.Array, high: jax.Array, weight: jax.Array) -> jax.Array:
         rows = jnp.einsum("on,bnwc->bowc", _matrix(low, high, weight, x.shape[1]), x, precision="highest")
-        return jnp.einsum("pw,bowc->bopc", _columns(plan), rows, precision="highest")
+        columns = linear_map(plan.source[1], *plan.neighbours(1))
+        return jnp.einsum("pw,bowc->bopc", columns, rows, precision="highest")
 
     return lax.platform_dependent(x, low, high, weight, cpu=gather, default=products)
 
@@ -228,7 +229,15 @@ def _enlarge_forward(
 def _enlarge_backward(plan: RowBlocks, residuals: tuple, g: jax.Array) -> tuple:
     # Rows first: a window has a few rows where the block has many.
     rows = jnp.einsum("on,bopc->bnpc", residuals[0], g, precision="highest")
-    return jnp.einsum("pw,bnpc->bnwc", _columns(plan), rows, precision="highest"), None, None, None
+    columns = linear_map(plan.source[1], *plan.neighbours(1))
+
+    def products(rows: jax.Array) -> jax.Array:
+        return jnp.einsum("pw,bnpc->bnwc", columns, rows, precision="highest")
+
+    if not can_gather(columns):
+        return products(rows), None, None, None
+    x = lax.platform_dependent(rows, cpu=lambda rows: gathered(rows, columns, 2), default=products)
+    return x, None, None, None
 
 
 _enlarge.defvjp(_enlarge_forward, _enlarge_backward)
@@ -243,7 +252,3 @@ def _matrix(low: ArrayLike, high: ArrayLike, weight: ArrayLike, length: int) -> 
     source = jnp.arange(length, dtype=jnp.int32)
     low, high, weight = (jnp.asarray(a)[:, None] for a in (low, high, weight))
     return jnp.where(source == low, 1 - weight, 0.0) + jnp.where(source == high, weight, 0.0)
-
-
-def _columns(plan: RowBlocks) -> jax.Array:
-    return _matrix(*plan.neighbours(1), plan.source[1])

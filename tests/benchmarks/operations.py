@@ -185,7 +185,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     cases = {}
     for name, make in CASES.items():
         for part, gradient in (("forward", False), ("forward and gradients", True)):
