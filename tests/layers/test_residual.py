@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxseg.backbones import resnet18, resnet50, xception41
+from jaxseg.layers.aspp import ASPP
 from jaxseg.layers.conv_norm import ConvNorm
 from jaxseg.layers.residual import unit_output
 
@@ -70,3 +71,42 @@ def test_every_residual_unit_of_a_backbone_has_the_border(build, units):
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
     lowered = jax.jit(lambda v, x: module.apply(v, x, train=False)).lower(variables, x)
     assert lowered.as_text().count("stablehlo.while") == units
+
+
+class Head(nn.Module):
+    """ASPP behind a norm, whose gradients sum up what they read."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        return ASPP(4, (2, 3), True, image_pooling=False, dropout_rate=0.0, name="aspp")(
+            ConvNorm(16, name="conv")(x, train), train
+        )
+
+
+def test_a_norm_before_aspp_does_not_sum_up_its_branches_again(monkeypatch):
+    """18 taps and 1x1 reach the norm as one array: no reduction holds them, as it does without the border."""
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 8))
+    variables = Head().init(jax.random.key(1), x)
+
+    def gradients(params, x):
+        def total(params, x):
+            return jnp.sum(jnp.sin(Head().apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]))
+
+        return jax.grad(total, argnums=(0, 1))(params, x)
+
+    def compiled():
+        return jax.jit(lambda *a: gradients(*a)).lower(variables["params"], x).compile()
+
+    def most_products_of_a_reduction(program):
+        bodies = re.findall(r"\n%?\S*computation\S* .*?\n}", program.as_text(), re.DOTALL)
+        return max(body.count(" multiply(") for body in bodies if " reduce(" in body)
+
+    with_border = compiled()
+    monkeypatch.setattr("jaxseg.layers.aspp.input_of_branches", lambda module, x: x)
+    without = compiled()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        with_border(variables["params"], x),
+        without(variables["params"], x),
+    )
+    assert most_products_of_a_reduction(with_border) <= 4 < 18 <= most_products_of_a_reduction(without)

@@ -53,6 +53,7 @@ SIZES = [
     ((1, 1), (6, 5)),
     ((6, 5), (1, 7)),
     ((23, 30), (360, 479)),
+    ((2, 3), (70, 90)),
 ]
 
 
@@ -103,6 +104,16 @@ def test_both_lowerings_agree():
     np.testing.assert_allclose(resize(x, (11, 13), alignment="half_pixel"), products, atol=1e-5)
     text = jax.jit(lambda x: resize(x, (11, 13), alignment="half_pixel")).trace(x).lower(lowering_platforms=("tpu",))
     assert "stablehlo.gather" not in text.as_text() and "stablehlo.dot_general" in text.as_text()
+
+
+@pytest.mark.parametrize("target, products", [((30, 24), 0), ((170, 24), 2)])
+def test_the_gradient_gathers_where_it_can(target, products):
+    """On CPUs and GPUs, up to 32 outputs an input (5 -> 170 has 68); a TPU multiplies always."""
+    x = jnp.ones((2, 5, 6, 3))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(resize(x, target, alignment="half_pixel") ** 2)))
+    for platform in ("cpu", "cuda", "tpu"):
+        text = gradient.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.dot_general") == (4 if platform == "tpu" else products)
 
 
 def test_bfloat16_keeps_its_type_and_same_size_is_untouched():
