@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.ops.beside import Beside, beside, convolve_beside
 from jaxseg.ops.conv import conv
@@ -145,3 +146,27 @@ def test_vmap_bfloat16_and_second_derivatives():
         for f in (f, functools.partial(stock_conv, pads=SAME))
     )
     assert relative(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_a_split_batch_stays_where_it_is(strides):
+    """Values and image's gradient of 8 channels on four devices: as on one, and nothing is exchanged."""
+    x, kernel = arrays(64 * strides, 64 * strides, 8, 8, batch=4)
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
+    split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    of = functools.partial(conv, strides=strides, padding=SAME)
+
+    def parts(x, kernel):
+        y, vjp = jax.vjp(lambda x: of(x, kernel), x)
+        return y, vjp(y)[0]
+
+    f = (
+        jax.jit(parts, out_shardings=split)
+        .lower(jax.device_put(x, split), jax.device_put(kernel, everywhere))
+        .compile()
+    )
+    assert "f32[3,6,8,32]" in f.as_text() or strides == 2
+    assert not any(word in f.as_text() for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    got = f(jax.device_put(x, split), jax.device_put(kernel, everywhere))
+    for here, expected in zip(got, jax.jit(parts)(x, kernel), strict=True):
+        assert relative(here, expected) < 1e-5
