@@ -19,7 +19,7 @@ def apart(x: jax.Array, witness: jax.Array) -> jax.Array:
 
     Args:
       x: floating, any shape.
-      witness: as `gradient_apart`'s; where it is not finite it is added to x too.
+      witness: as `gradient_apart`'s; where it is not finite x is NaN too.
 
     Returns:
       x. The witness has the gradient 0.
@@ -57,7 +57,7 @@ def gradient_apart(x: jax.Array, witness: jax.Array) -> jax.Array:
     Args:
       x: floating, any shape.
       witness: a number that is known at run time only and finite unless the training is lost, such as a parameter:
-        `[]` floating. Where it is not finite it is added to the gradient, which is not finite then either.
+        `[]` floating. Where it is not finite the gradient is NaN.
 
     Returns:
       x. The witness has the gradient 0.
@@ -75,12 +75,11 @@ def _backward(witness: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _behind_a_loop(g: jax.Array, witness: jax.Array) -> jax.Array:
-    turns = jnp.where(jnp.isfinite(witness), 0, 1)
-
+    # As few instructions as do: a start reads a program in a time that grows with them, and a network has hundreds.
     def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return state[0] + 1, state[1] + witness.astype(g.dtype)
+        return jnp.zeros_like(state[0]), jnp.full_like(g, jnp.nan)
 
-    return lax.while_loop(lambda state: state[0] < turns, turn, (jnp.zeros_like(turns), g))[1]
+    return lax.while_loop(lambda state: state[0], turn, (~jnp.isfinite(witness), g))[1]
 
 
 gradient_written.defvjp(_written_forward, _written_backward)

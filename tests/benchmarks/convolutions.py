@@ -58,6 +58,19 @@ SHAPES = {
         (1, 41, 2048, 21, 3, 1, 24, 1),
         (2, 33, 320, 256, 3, 1, 6, 1),
     ),
+    # Few channels on both sides (`ops/narrow.py`): first layers, gradients of classifiers, small networks.
+    "narrow": (
+        (4, 256, 3, 16, 3, 2, 1, 1),
+        (4, 256, 3, 32, 3, 2, 1, 1),
+        (4, 256, 3, 32, 3, 1, 1, 1),
+        (4, 256, 3, 64, 3, 1, 1, 1),
+        (4, 256, 8, 8, 3, 1, 1, 1),
+        (4, 256, 8, 16, 3, 1, 1, 1),
+        (4, 256, 16, 8, 3, 1, 1, 1),
+        (4, 256, 21, 16, 3, 1, 1, 1),
+        (2, 128, 16, 16, 3, 1, 2, 1),
+        (2, 128, 11, 48, 3, 1, 1, 1),
+    ),
     # Few channels out: FC-DenseNet's layers, GCN's and DeepLab's classifiers, maps of one channel.
     "thin": (
         (3, 224, 48, 12, 3, 1, 1, 1),
