@@ -14,3 +14,14 @@ def relative(a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape
     return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def largest(a, b):
+    """The largest difference, over the largest of b."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    return np.max(np.abs(a - b)) / np.max(np.abs(b))
+
+
+def image_and_kernel(h, w, c, n, size=(3, 3), batch=2):
+    return normal(0, batch, h, w, c), normal(1, *size, c, n)

@@ -14,16 +14,7 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.lowering import Lowering, lowering
 from jaxseg.ops.stock_conv import stock_conv
 from jaxseg.ops.window import gradient_pads, out_size
-
-
-def relative(got, expected):
-    return np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
-
-
-def arrays(h, w, c, n, kernel=(3, 3), batch=2):
-    a, b = jax.random.split(jax.random.key(7))
-    return jax.random.normal(a, (batch, h, w, c)), jax.random.normal(b, (*kernel, c, n))
-
+from tests.ops.arrays import image_and_kernel, largest
 
 # h, w, kernel, rates, pads: rows that no number of blocks divides, padding higher than a block, none, more on one side.
 CASES = {
@@ -40,25 +31,25 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_whole_map(case, number):
     h, w, size, rates, pads = CASES[case]
-    x, kernel = arrays(h, w, 3, 5, size)
+    x, kernel = image_and_kernel(h, w, 3, 5, size)
     got = jax.jit(functools.partial(beside.convolve_beside, pads=pads, dilation=rates, cut=Beside(number)))(x, kernel)
     expected = stock_conv(x, kernel, pads=pads, dilation=rates)
     assert got.shape == expected.shape
-    assert relative(got, expected) < 1e-6
+    assert largest(got, expected) < 1e-6
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
 @pytest.mark.parametrize("case", ["same", "valid", "rate", "row"])
 def test_the_input_gradient_equals_the_whole_map(case, number):
     h, w, size, rates, pads = CASES[case]
-    x, kernel = arrays(h, w, 3, 5, size)
+    x, kernel = image_and_kernel(h, w, 3, 5, size)
     whole = functools.partial(stock_conv, pads=pads, dilation=rates)
     g = jax.random.normal(jax.random.key(2), jax.eval_shape(whole, x, kernel).shape)
     chosen = Lowering("xla", "beside", "xla", Beside(), Beside(number))
     ours = jax.vjp(lambda x, k: dense.convolve(x, k, pads, rates, chosen), x, kernel)[1](g)
     for got, expected in zip(ours, jax.vjp(whole, x, kernel)[1](g), strict=True):
         assert got.shape == expected.shape
-        assert relative(got, expected) < 1e-5
+        assert largest(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -114,7 +105,7 @@ def test_number_of_blocks_of_the_input_gradient(image, n, pads, number):
 
 def test_the_convolution_takes_it():
     """On a CPU, 32 channels: values and all gradients, and the wider map in the program."""
-    x, kernel = arrays(64, 64, 32, 32)
+    x, kernel = image_and_kernel(64, 64, 32, 32)
     pads = SAME
     g = jax.random.normal(jax.random.key(1), x.shape)
     chosen = lowering(x.shape, kernel.shape, pads, (1, 1))
@@ -126,7 +117,7 @@ def test_the_convolution_takes_it():
     ours = jax.jit(of(lambda x, k: conv(x, k, padding=pads)))
     theirs = jax.jit(of(lambda x, k: stock_conv(x, k, pads=pads)))
     for got, expected in zip(ours(x, kernel, g), theirs(x, kernel, g), strict=True):
-        assert relative(got, expected) < 1e-5
+        assert largest(got, expected) < 1e-5
     for platform, times in (("cpu", 2), ("tpu", 0), ("cuda", 0)):
         text = ours.trace(x, kernel, g).lower(lowering_platforms=(platform,)).as_text()
         wide = [line for line in text.splitlines() if "stablehlo.convolution" in line and "x528x32x" in line]
@@ -134,18 +125,18 @@ def test_the_convolution_takes_it():
 
 
 def test_vmap_and_bfloat16():
-    x, kernel = arrays(13, 7, 3, 5, batch=4)
+    x, kernel = image_and_kernel(13, 7, 3, 5, batch=4)
     f = functools.partial(beside.convolve_beside, pads=SAME, dilation=(1, 1), cut=Beside(3))
     expected = stock_conv(x, kernel, pads=SAME)
     each = jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0]
-    assert relative(each, expected) < 1e-6
+    assert largest(each, expected) < 1e-6
     ones = f(jnp.ones((1, 12, 12, 64), jnp.bfloat16), jnp.ones((3, 3, 64, 1), jnp.bfloat16))
     assert ones.dtype == jnp.bfloat16
     assert float(ones[0, 6, 6, 0]) == 576.0 and float(ones[0, 0, 0, 0]) == 256.0
 
 
 def test_a_split_batch_stays_where_it_is():
-    x, kernel = arrays(64, 64, 32, 32, batch=4)
+    x, kernel = image_and_kernel(64, 64, 32, 32, batch=4)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     f = jax.jit(lambda x, k, g: jax.vjp(conv, x, k)[1](g)[0] + conv(x, k), out_shardings=split)

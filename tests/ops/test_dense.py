@@ -13,6 +13,7 @@ from jaxseg.ops import dense, thin
 from jaxseg.ops.conv import conv
 from jaxseg.ops.lowering import Lowering, lowering
 from jaxseg.ops.window import useful_share
+from tests.ops.arrays import largest
 
 
 def stock(x, kernel, pads, dilation):
@@ -30,10 +31,6 @@ def stock(x, kernel, pads, dilation):
 def with_gradients(f, x, kernel, g):
     y, vjp = jax.vjp(f, x, kernel)
     return y, *vjp(g)
-
-
-def relative(got, expected):
-    return np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
 
 
 # h, w, c, n, kernel, rates, pads: all odd or uneven somewhere; a blind tap; more channels in or out; cropping.
@@ -65,7 +62,7 @@ def test_values_and_gradients(case, chosen, monkeypatch):
     expected_all = jax.jit(lambda *a: with_gradients(theirs, *a))(x, kernel, g)
     for ours, expected in zip(got, expected_all, strict=True):
         assert ours.shape == expected.shape
-        assert relative(ours, expected) < 1e-5
+        assert largest(ours, expected) < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,8 +73,8 @@ def test_values_by_shifts(case):
     x, kernel = jax.random.normal(a, (2, h, w, 40)), jax.random.normal(b, (kh, kw, 40, n))
     ours = functools.partial(thin.forward_by_shifts, pads=pads, dilation=rates, precision=None)
     expected = stock(x, kernel, pads, rates)
-    assert relative(ours(x, kernel), expected) < 1e-5
-    assert relative(jax.vmap(ours, in_axes=(0, None))(x[:, None], kernel)[:, 0], expected) < 1e-5
+    assert largest(ours(x, kernel), expected) < 1e-5
+    assert largest(jax.vmap(ours, in_axes=(0, None))(x[:, None], kernel)[:, 0], expected) < 1e-5
 
 
 def test_the_kernel_gradient_by_shifts_is_a_product_that_needs_no_transposition():
@@ -186,7 +183,7 @@ def test_batch_over_four_devices_needs_no_all_gather(c, n, side, rate):
     pads, rates = ((rate, rate), (rate, rate)), (rate, rate)
     theirs = jax.jit(lambda *a: with_gradients(lambda x, k: stock(x, k, pads, rates), *a))(x, kernel, g)
     for ours, expected in zip(compiled(*arrays), theirs, strict=True):
-        assert relative(ours, expected) < 1e-5
+        assert largest(ours, expected) < 1e-5
 
 
 def test_eager_jit_and_vmap_agree():
@@ -196,10 +193,10 @@ def test_eager_jit_and_vmap_agree():
         return with_gradients(lambda x, k: conv(x, k, dilation=4), x, kernel, g)
 
     for eager, jitted in zip(f(x, g), jax.jit(f)(x, g), strict=True):
-        assert relative(jitted, eager) < 1e-5
+        assert largest(jitted, eager) < 1e-5
     each = jax.jit(lambda x, g: [f(x[i : i + 1], g[i : i + 1]) for i in range(4)])(x, g)
     for ours, *expected in zip(jax.jit(jax.vmap(f))(x[:, None], g[:, None]), *each, strict=True):
-        assert relative(ours, jnp.stack(expected)) < 1e-5
+        assert largest(ours, jnp.stack(expected)) < 1e-5
 
 
 def test_bfloat16_sums_in_float32():

@@ -13,17 +13,9 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.lowering import lowering
 from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
 from jaxseg.ops.stock_conv import stock_conv
+from tests.ops.arrays import image_and_kernel, largest
 
 SAME = ((1, 1), (1, 1))
-
-
-def relative(got, expected):
-    return np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
-
-
-def arrays(h, w, c, n, kernel=(3, 3), batch=2):
-    a, b = jax.random.split(jax.random.key(3))
-    return jax.random.normal(a, (batch, h, w, c)), jax.random.normal(b, (*kernel, c, n))
 
 
 # h, w, kernel, strides, rates, pads: widths that no number of columns divides, padding on one side, strides and rates.
@@ -43,26 +35,26 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_xlas_convolution(case, way):
     h, w, size, strides, rates, pads = CASES[case]
-    x, kernel = arrays(h, w, 3, 5, size)
+    x, kernel = image_and_kernel(h, w, 3, 5, size)
     window = {"strides": strides, "pads": pads, "dilation": rates}
     got = jax.jit(functools.partial(narrow_conv, way=way, **window))(x, kernel)
     expected = stock_conv(x, kernel, **window)
     assert got.shape == expected.shape
-    assert relative(got, expected) < 1e-6
+    assert largest(got, expected) < 1e-6
 
 
 @pytest.mark.parametrize("case", ["same", "valid", "rate", "column"])
 def test_blocks_of_rows_and_columns_abreast(case):
     h, w, size, _, rates, pads = CASES[case]
-    x, kernel = arrays(h, w, 3, 5, size)
+    x, kernel = image_and_kernel(h, w, 3, 5, size)
     got = convolve_beside(x, kernel, pads=pads, dilation=rates, cut=Beside(3, Narrow(1, 4)))
     expected = stock_conv(x, kernel, pads=pads, dilation=rates)
     assert got.shape == expected.shape
-    assert relative(got, expected) < 1e-6
+    assert largest(got, expected) < 1e-6
 
 
 def test_columns_abreast_have_no_rate():
-    x, kernel = arrays(8, 8, 3, 5)
+    x, kernel = image_and_kernel(8, 8, 3, 5)
     with pytest.raises(ValueError, match="rate of 1 along the columns, not 2"):
         narrow_conv(x, kernel, way=Narrow(0, 2), pads=SAME, dilation=(1, 2))
 
@@ -102,7 +94,7 @@ def test_blocks_count_the_tasks_of_columns_abreast():
 @pytest.mark.parametrize("c, n", [(3, 8), (16, 8), (8, 16), (21, 16)])
 def test_the_convolution_takes_it(c, n, strides):
     """On a CPU: values and gradients as XLA's own; elsewhere no kernel but the given one, turned for the gradient."""
-    x, kernel = arrays(128, 128 * strides, c, n, batch=strides)
+    x, kernel = image_and_kernel(128, 128 * strides, c, n, batch=strides)
     x = x[:, : 128 // strides * strides]
     of = functools.partial(conv, strides=strides, padding=SAME)
     stock = functools.partial(stock_conv, strides=(strides, strides), pads=SAME)
@@ -113,7 +105,7 @@ def test_the_convolution_takes_it(c, n, strides):
 
     for got, expected in zip(parts(of)(x, kernel, g), parts(stock)(x, kernel, g), strict=True):
         assert got.dtype == jnp.float32
-        assert relative(got, expected) < 1e-5
+        assert largest(got, expected) < 1e-5
 
 
 def kernels(text):
@@ -123,7 +115,7 @@ def kernels(text):
 
 
 def test_only_a_cpu_takes_it():
-    x, kernel = arrays(128, 128, 8, 8, batch=1)
+    x, kernel = image_and_kernel(128, 128, 8, 8, batch=1)
     assert lowering(x.shape, kernel.shape, SAME, (1, 1)).beside.narrow == Narrow(0, 4)
     for strides in (1, 2):
         many = jnp.concatenate([x] * strides**2)
@@ -134,10 +126,10 @@ def test_only_a_cpu_takes_it():
 
 
 def test_vmap_bfloat16_and_second_derivatives():
-    x, kernel = arrays(9, 13, 3, 5, batch=4)
+    x, kernel = image_and_kernel(9, 13, 3, 5, batch=4)
     f = functools.partial(narrow_conv, way=Narrow(1, 4), pads=SAME)
     expected = stock_conv(x, kernel, pads=SAME)
-    assert relative(jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0], expected) < 1e-6
+    assert largest(jax.jit(jax.vmap(f, (0, None)))(x[:, None], kernel)[:, 0], expected) < 1e-6
     ones = f(jnp.ones((1, 12, 12, 64), jnp.bfloat16), jnp.ones((3, 3, 64, 1), jnp.bfloat16))
     assert ones.dtype == jnp.bfloat16
     assert float(ones[0, 6, 6, 0]) == 576.0 and float(ones[0, 0, 0, 0]) == 256.0
@@ -145,13 +137,13 @@ def test_vmap_bfloat16_and_second_derivatives():
         jax.grad(lambda k, f=f: jnp.sum(jax.grad(lambda x, k: jnp.sum(f(x, k) ** 3))(x, k) ** 2))(kernel)
         for f in (f, functools.partial(stock_conv, pads=SAME))
     )
-    assert relative(ours, theirs) < 1e-5
+    assert largest(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_a_split_batch_stays_where_it_is(strides):
     """Values and image's gradient of 8 channels on four devices: as on one, and nothing is exchanged."""
-    x, kernel = arrays(64 * strides, 64 * strides, 8, 8, batch=4)
+    x, kernel = image_and_kernel(64 * strides, 64 * strides, 8, 8, batch=4)
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     of = functools.partial(conv, strides=strides, padding=SAME)
@@ -169,4 +161,4 @@ def test_a_split_batch_stays_where_it_is(strides):
     assert not any(word in f.as_text() for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
     got = f(jax.device_put(x, split), jax.device_put(kernel, everywhere))
     for here, expected in zip(got, jax.jit(parts)(x, kernel), strict=True):
-        assert relative(here, expected) < 1e-5
+        assert largest(here, expected) < 1e-5

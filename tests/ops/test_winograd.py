@@ -13,6 +13,7 @@ from jaxseg.ops.conv import conv
 from jaxseg.ops.dense import convolve
 from jaxseg.ops.lowering import Lowering, lowering
 from jaxseg.ops.stock_conv import stock_conv
+from tests.ops.arrays import largest
 
 ALL = Lowering("winograd", "winograd", "winograd")
 SAME = ((1, 1), (1, 1))
@@ -31,10 +32,6 @@ CASES = {
 def with_gradients(f, x, kernel, g):
     y, vjp = jax.vjp(f, x, kernel)
     return y, *vjp(g)
-
-
-def relative(got, expected):
-    return np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
 
 
 def arrays(case, dtype, c=3, n=5):
@@ -65,7 +62,7 @@ def test_values_and_gradients_in_double_precision(case, blocks, monkeypatch):
             )
         for got, expected in zip(found, with_gradients(theirs, x, kernel, g), strict=True):
             assert got.shape == expected.shape and got.dtype == jnp.float64
-            assert relative(got, expected) < 1e-13
+            assert largest(got, expected) < 1e-13
 
 
 def test_transforms_by_hand():
@@ -106,7 +103,7 @@ def test_the_convolution_takes_it():
     ours = jax.jit(lambda *a: with_gradients(lambda x, k: conv(x, k, padding=SAME), *a))
     theirs = jax.jit(lambda *a: with_gradients(functools.partial(stock_conv, pads=SAME), *a))
     for got, expected in zip(ours(x, kernel, x), theirs(x, kernel, x), strict=True):
-        assert relative(got, expected) < 1e-5
+        assert largest(got, expected) < 1e-5
     for platform, products, convolutions in (("cpu", 3, 0), ("tpu", 0, 3), ("cuda", 0, 3)):
         text = ours.trace(x, kernel, x).lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.dot_general") == products
@@ -131,11 +128,11 @@ def test_eager_jit_and_vmap_agree():
     x, kernel, g, _, ours = arrays("rates", jnp.float32)
     f = functools.partial(with_gradients, ours)
     for eager, jitted in zip(f(x, kernel, g), jax.jit(f)(x, kernel, g), strict=True):
-        assert relative(jitted, eager) < 1e-5
+        assert largest(jitted, eager) < 1e-5
     several = jax.jit(jax.vmap(f, (0, None, 0)))(x[:, None], kernel, g[:, None])
     each = [f(x[i : i + 1], kernel, g[i : i + 1]) for i in range(2)]
     for got, *expected in zip(several, *each, strict=True):
-        assert relative(got, jnp.stack(expected)) < 1e-5
+        assert largest(got, jnp.stack(expected)) < 1e-5
 
 
 def test_bfloat16_sums_in_float32():
@@ -172,4 +169,4 @@ def test_a_split_batch_stays_where_it_is(block, monkeypatch):
     assert text.count(" all-reduce(") == 1
     expected = with_gradients(functools.partial(stock_conv, pads=SAME), x, kernel, g)
     for got, right in zip(compiled(*placed), expected, strict=True):
-        assert relative(got, right) < 1e-5
+        assert largest(got, right) < 1e-5
