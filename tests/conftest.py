@@ -40,3 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> pathlib.Path:
     """The folder of real images; mark the test with `data`."""
     return DATA
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Until the test ends every choice by platform is a GPU's; what was traced before is forgotten."""
+
+    def of_cuda(*arguments, default, **platforms):
+        return platforms.get("cuda", default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_cuda)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.layers.conv_norm import Conv, ConvNorm
+from jaxseg.layers.conv_norm import Conv, ConvNorm, conv_then_norm
 from jaxseg.layers.dense_block import DenseBlock, DenseLayer
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions, StackNorm
@@ -48,7 +48,7 @@ class BottleneckLayer(DenseLayer):
 
     def grow(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c]` rectified -> `[*b, h, w, growth]`."""
-        return self.conv2(nn.relu(self.norm2(self.conv1(x), train)))
+        return self.conv2(nn.relu(conv_then_norm(self.conv1, self.norm2, x, train)))
 
 
 class DenseNet(nn.Module):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
-from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.conv_norm import Conv, conv_then_norm
 from jaxseg.layers.image import check_output_stride
 from jaxseg.layers.norm import BatchNorm, NormOptions
 from jaxseg.ops.pooling import max_pool, max_pool_with_indices
@@ -56,7 +56,7 @@ class ConvStage(nn.Module):
         """`[*b, h, w, c] -> [*b, h', w', features[-1]]`."""
         for i, features in enumerate(self.features, start=1):
             special = i == 1 and self.first_padding is not None
-            x = Conv(
+            conv = Conv(
                 features,
                 self.kernel_size,
                 dilation=self.dilation,
@@ -64,9 +64,11 @@ class ConvStage(nn.Module):
                 use_bias=True,
                 dtype=self.dtype,
                 name=f"conv{i}",
-            )(x)
+            )
             if self.batch_norm:
-                x = BatchNorm(self.norm, self.dtype, name=f"norm{i}")(x, train)
+                x = conv_then_norm(conv, BatchNorm(self.norm, self.dtype, name=f"norm{i}"), x, train)
+            else:
+                x = conv(x)
             x = nn.relu(x)
         return x
 

@@ -13,6 +13,8 @@ from jaxseg.layers.moments import Moments, batch_moments, completed_moments
 from jaxseg.layers.stack import Maps
 from jaxseg.ops.channel_sums import channel_sums
 
+Line = tuple[jax.Array, jax.Array]  # factor, shift: of `x * factor + shift`
+
 
 @dataclasses.dataclass(frozen=True)
 class NormOptions:
@@ -43,7 +45,7 @@ class _Norm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def line(self, moments: Moments | None, channels: int, count: int, train: bool) -> tuple[jax.Array, jax.Array]:
+    def line(self, moments: Moments | None, channels: int, count: int, train: bool) -> Line:
         """`factor, shift` `[channels]` of `x * factor + shift`, the normalised x; updates `batch_stats` in training.
 
         Args:
@@ -83,7 +85,7 @@ def _moved(running: Moments, batch: Moments, count: int, momentum: float) -> Mom
 
 
 @functools.partial(jax.jit, static_argnames="epsilon")
-def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -> Line:
     """`factor, shift` of `x * factor + shift`, the normalised x."""
     factor = scale * lax.rsqrt(moments[1] + epsilon)
     return factor, bias - moments[0] * factor
@@ -92,6 +94,41 @@ def _line(moments: Moments, scale: jax.Array, bias: jax.Array, epsilon: float) -
 @functools.partial(jax.jit, static_argnames="dtype")
 def _on_line(x: jax.Array, factor: jax.Array, shift: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return (x.astype(jnp.float32) * factor + shift).astype(dtype)
+
+
+def times_factor(kernel: jax.Array, line: Line) -> jax.Array:
+    """A convolution's kernel, times a norm's factor where the platform is an NVIDIA GPU.
+
+    cuDNN and cuBLAS add a shift, and what is beside it in a residual unit, and rectify, as they write the values; a
+    factor they have no place for, and it takes all of that into an operation of its own, which reads and writes the
+    values once more. In a CPU's and a TPU's programs the factor costs nothing beside the shift.
+
+    Args:
+      kernel: `[kh, kw, c, n]` float32.
+      line: factor and shift, `[n]` float32.
+    """
+    return lax.platform_dependent(kernel, line[0], cuda=jnp.multiply, default=lambda kernel, _: kernel)
+
+
+def on_rest_of_line(y: jax.Array, bias: jax.Array | None, line: Line, dtype: jnp.dtype) -> jax.Array:
+    """`(convolution + bias) * factor + shift` of the values y that `times_factor`'s kernel gives.
+
+    Args:
+      y: `[*b, n]` floating.
+      bias: `[n]` float32, or None.
+      line: factor and shift, `[n]` float32.
+      dtype: of the result; on an NVIDIA GPU of the sum too.
+    """
+
+    def shifted(y: jax.Array, bias: jax.Array | None, factor: jax.Array, shift: jax.Array) -> jax.Array:
+        shift = shift if bias is None else shift + bias * factor
+        return y.astype(dtype) + shift.astype(dtype)
+
+    def whole(y: jax.Array, bias: jax.Array | None, factor: jax.Array, shift: jax.Array) -> jax.Array:
+        y = y if bias is None else y + bias.astype(y.dtype)
+        return _on_line(y, factor, shift, dtype)
+
+    return lax.platform_dependent(y, bias, *line, cuda=shifted, default=whole)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

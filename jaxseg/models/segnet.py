@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
-from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.conv_norm import Conv, conv_then_norm
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
@@ -64,7 +64,7 @@ class Layer(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        x = BatchNorm(self.norm, self.dtype, name="norm")(conv(x), train)
+        x = conv_then_norm(conv, BatchNorm(self.norm, self.dtype, name="norm"), x, train)
         return nn.relu(x) if self.relu else x
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxseg.core.errors import JaxsegError
 from jaxseg.core.types import Outputs
-from jaxseg.layers.conv_norm import Conv
+from jaxseg.layers.conv_norm import Conv, conv_then_norm
 from jaxseg.layers.dropout import Dropout
 from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
@@ -62,7 +62,7 @@ class DoubleConv(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """`[*b, h, w, c] -> [*b, h', w', features]`."""
         for i in (1, 2):
-            x = Conv(
+            conv = Conv(
                 self.features,
                 3,
                 padding=self.padding,
@@ -70,9 +70,11 @@ class DoubleConv(nn.Module):
                 kernel_init=he_fan_in,
                 dtype=self.dtype,
                 name=f"conv{i}",
-            )(x)
-            if self.norm is not None:
-                x = BatchNorm(self.norm, self.dtype, name=f"norm{i}")(x, train)
+            )
+            if self.norm is None:
+                x = conv(x)
+            else:
+                x = conv_then_norm(conv, BatchNorm(self.norm, self.dtype, name=f"norm{i}"), x, train)
             x = nn.relu(x)
         return x
 

@@ -17,20 +17,6 @@ from jaxseg.ops.resize import resize
 from jaxseg.ops.stock_conv import stock_conv
 from tests.ops.arrays import normal, relative
 
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """Until the test ends every choice by platform is a GPU's; what was traced before is forgotten."""
-
-    def of_cuda(*arguments, default, **platforms):
-        return platforms.get("cuda", default)(*arguments)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", of_cuda)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 # h, w, kernel, rates, pads: odd sizes, sizes that the rate does not divide, uneven padding, cropping, a rate that
 # reaches past the image.
 PHASES = {
