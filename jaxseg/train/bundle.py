@@ -2,7 +2,7 @@
 
 A network has some hundred biases, scales and depthwise kernels, and an optimiser some operations for each. The residual
 FCN's 447 of 580 parameters took a fifth of its train step's instructions, which costs most when a program is read from
-the compilation cache (docs/speed.md, "Starts"). PyTorch's `foreach` optimisers work on many tensors at once too.
+the compilation cache (docs/starts.md). PyTorch's `foreach` optimisers work on many tensors at once too.
 """
 
 import dataclasses

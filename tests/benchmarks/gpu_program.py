@@ -4,9 +4,9 @@ The train step, or with `--part=inference` the logits, of experiments/bench.py's
 card whose figures TARGET holds (a text of XLA's GpuTargetConfigProto, as XLA's repository has for each card), without
 the search for kernels and without Triton's products. Needs JAX's CUDA plugin of the same version, no driver, no card.
 
-Bytes are those of each operation's operands and results; a fusion counts of an operand that it reads through slices
-alone those slices, and of an array that it updates in place the update. They are more than what a card moves, since the
-cache between operations is left out, and say nothing of the order in which memory is read.
+Bytes are those of each operation's operands and results; a fusion counts of an operand as many numbers as its results
+need, and of an array that it updates in place the update. They are more than what a card moves, since the cache between
+operations is left out, and less where few numbers of many lines of memory are read; of its order they say nothing.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -30,15 +31,20 @@ FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 Operation = collections.namedtuple("Operation", ("name", "shape", "opcode", "rest"))
 
 
-def size(shape):
-    """Bytes of a type as programs have it; of a tuple the sum."""
-    total = 0
+def arrays(shape):
+    """(bytes a number, numbers) of a type as programs have it; of a tuple each."""
     for number, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape):
-        count = NUMBERS.get(number, 0)
-        for side in filter(None, sides.split(",")):
-            count *= int(side)
-        total += count
-    return total
+        yield NUMBERS.get(number, 0), math.prod(int(side) for side in sides.split(",") if side)
+
+
+def size(shape):
+    """Bytes of a type; of a tuple the sum."""
+    return sum(each * numbers for each, numbers in arrays(shape))
+
+
+def count(shape):
+    """Numbers of a type; of a tuple the sum."""
+    return sum(numbers for _, numbers in arrays(shape))
 
 
 def parse(text):
@@ -63,34 +69,48 @@ def operands(rest):
     return []
 
 
+def reads(operation, needed, shapes, numbers):
+    """(operand, how many of its numbers) for `needed` of an operation's."""
+    names = operands(operation.rest)
+    share = needed / max(numbers[operation.name], 1)
+    for place, name in enumerate(names):
+        if operation.opcode in ("slice", "dynamic-slice", "gather") and place == 0:
+            yield name, needed
+        elif operation.opcode == "broadcast":
+            yield name, min(needed, numbers[name])
+        elif operation.opcode == "dynamic-update-slice" and place == 0:
+            yield name, share * (numbers[name] - numbers[names[1]])
+        else:
+            yield name, share * numbers[name]
+
+
 def of_fusion(body):
-    """Bytes that a fusion reads, and those of its results that stay as they were."""
-    users, shapes = collections.defaultdict(list), {operation.name: operation.shape for operation in body}
-    for operation in body:
-        for place, name in enumerate(operands(operation.rest)):
-            users[name].append((place, operation))
+    """Bytes that a fusion reads of its operands, and those of its results that stay as they were.
 
-    def readers(name):
-        for place, operation in users[name]:
-            if operation.opcode == "bitcast":
-                yield from readers(operation.name)
-            else:
-                yield place, operation
-
+    Of an operand as many numbers as the results need: a slice needs its own, an elementwise operation as many as are
+    needed of it. The body's last operation is its result.
+    """
+    shapes = {operation.name: operation.shape for operation in body}
+    numbers = {name: count(shape) for name, shape in shapes.items()}
+    made = {operation.name: operation for operation in body}
+    needed = collections.Counter({body[-1].name: numbers[body[-1].name]})
     read = kept = 0
-    for parameter in (operation for operation in body if operation.opcode == "parameter"):
-        slices = updated = 0
-        whole = False
-        for place, operation in readers(parameter.name):
-            if operation.opcode == "dynamic-update-slice" and place == 0:
-                updated += size(operation.shape) - size(shapes[operands(operation.rest)[1]])
-            elif operation.opcode in ("slice", "dynamic-slice"):
-                slices += size(operation.shape)
-            else:
-                whole = True
-        read += size(parameter.shape) if whole else min(size(parameter.shape), slices)
-        kept += 0 if whole else updated
-    return read, kept
+    for operation in reversed(body):
+        wanted = min(needed[operation.name], numbers[operation.name])
+        if operation.opcode == "parameter":
+            read += wanted * size(operation.shape) / max(numbers[operation.name], 1)
+            continue
+        parts = dict(reads(operation, wanted, shapes, numbers))
+        if operation.opcode == "dynamic-update-slice":
+            array, update = operands(operation.rest)[:2]
+            source = made[array]
+            while source.opcode == "bitcast":
+                source = made[operands(source.rest)[0]]
+            if source.opcode == "parameter":  # in place
+                kept += size(operation.shape) - size(shapes[update])
+                parts.pop(array)
+        needed.update(parts)
+    return round(read), kept
 
 
 def moved(text):
@@ -165,8 +185,8 @@ def main():
         "row": arguments.row,
         "part": arguments.part,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "bytes": sum(count for count, _ in kinds.values()),
-        "kinds": {kind: {"bytes": count, "operations": number} for kind, (count, number) in kinds.items()},
+        "bytes": sum(bytes_of for bytes_of, _ in kinds.values()),
+        "kinds": {kind: {"bytes": bytes_of, "operations": number} for kind, (bytes_of, number) in kinds.items()},
     }
     arguments.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
