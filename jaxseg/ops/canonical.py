@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
+from jaxseg.ops.narrow import Narrow, columns_of_gradient, kernel_gradient_of_columns, narrow, narrow_conv
 from jaxseg.ops.on_gpus import ways_on_gpus
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
 from jaxseg.ops.window import gradient_pads
@@ -137,8 +137,19 @@ def canonical_kernel_gradient(
 ) -> jax.Array:
     """The gradient of the kernel `[kh, kw, c, n]`: channels as images, images as channels, rate as stride.
 
-    `dkernel[j, m, n] = sum_bo x[b, s o + d j - lo, m] g[b, o, n]`.
+    `dkernel[j, m, n] = sum_bo x[b, s o + d j - lo, m] g[b, o, n]`, with few channels out by columns abreast
+    (`ops/narrow.py`).
     """
+    columns = columns_of_gradient(g.shape, dilation[1])
+    if columns > 1:
+        options: dict[str, Any] = {"strides": strides, "pads": pads, "dilation": dilation, "precision": precision}
+        return kernel_gradient_of_columns(_kernel_gradient, x, kernel, g, columns=columns, **options)
+    return _kernel_gradient(x, kernel, g, strides=strides, pads=pads, dilation=dilation, precision=precision)
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, strides: Pair, pads: Pads, dilation: Pair, precision: Any
+) -> jax.Array:
     axes = zip(x.shape[1:3], g.shape[1:3], kernel.shape[:2], strides, pads, dilation, strict=True)
     rows, columns = ((lo, (k - 1) * d + (o - 1) * s + 1 - n - lo) for n, o, k, s, (lo, _), d in axes)
     gradient = lax.conv_general_dilated(

@@ -29,8 +29,31 @@ measured):
 
 Left as they are: 2x64x64, 21 -> 64 1.9 (filled up 2.1), 21 -> 256 7.3 (8.4), 22 -> 32 1.0 (1.1); 4x256x256, 3 -> 48 8.3
 (12), 3 -> 64 17.0 (20; 2 columns 17.6); 2x128x128, 20 -> 16 1.9 (2 columns 2.4), 16 -> 32 3.0 (2 columns 3.9).
+
+Its kernel gradient is slow for up to 16 channels out, whatever comes in: columns of the cotangent abreast make the same
+sums over fewer pixels. One core, the other busy, milliseconds: XLA's, filled up to 32 channels out, columns abreast and
+PyTorch's:
+
+| input, channels, stride           | XLA's | 32 channels | here | PyTorch |
+|-----------------------------------|-------|-------------|------|---------|
+| 4x256x256, 3 -> 16, 2             | 8.9   | 3.6         | 2.3  | 0.8     |
+| 4x256x256, 3 -> 8, 2              | 4.9   | 2.4         | 1.9  | 0.6     |
+| 4x256x256, 3 -> 4, 2              | 5.1   | 2.4         | 1.9  | 0.6     |
+| 2x256x256, 3 -> 16, 7x7, 2        | 31    | 5.8         | 3.3  | 2.1     |
+| 2x256x256, 3 -> 16, 5x5, 4        | 3.0   | 1.1         | 0.8  | 0.3     |
+| 4x128x128, 16 -> 12, 2            | 7.0   | 3.0         | 2.6  | 0.8     |
+| 4x128x128, 16 -> 16, 2            | 6.8   | 3.0         | 2.4  | 0.8     |
+| 4x64x64, 64 -> 16, 2              | 7.7   | 3.3         | 2.7  | 1.0     |
+| 4x64x64, 256 -> 16, 2             | 36    | 16          | 13   | 9.1     |
+| 2x64x64, 512 -> 8, 2              | 59    | 18          | 19   | 4.4     |
+
+More than 16 channels out are left: 3 -> 24 2.5 (2 columns 3.3), 3 -> 40 5.4 (64 channels 5.6), 64 -> 80 7.7 (96
+channels 8.1); 3 -> 48 10.4 (64 channels 5.5), but 16 -> 48 4.3 (4.6). At stride 1 thin kernel gradients go by rows and
+shifts (`ops/thin.py`): 16 -> 16 at 4x256x256 27, columns abreast 25; 16 -> 8 14 and 17.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +61,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxseg.ops.stock_conv import Pads, Pair, stock_conv
+from jaxseg.ops.window import in_float32
 
 FEW = 16  # channels in, and channels out, up to which columns go abreast
 TOGETHER = 32  # channels out of all columns abreast, at most
@@ -47,6 +71,7 @@ BEYOND = 20  # channels to fill up to with a rate
 # half the last where the number of channels is even.
 FEWER, THIN, MULTIPLE = 8, 32, 64
 PIXELS = 2**14  # of the output, at least: below there is less than a millisecond to gain
+GRADIENT_PIXELS = 2**10  # of the cotangent, for the kernel gradient
 
 
 class Narrow(NamedTuple):
@@ -109,3 +134,37 @@ def narrow_conv(
     beyond = (before, after + -columns % m * right)
     y = stock_conv(x, wide, (down, m * right), (pads[0], beyond), dilation, precision=precision)
     return y.reshape(*y.shape[:2], -1, n)[:, :, :columns]
+
+
+def columns_of_gradient(g: Sequence[int], rate: int) -> int:
+    """How many columns of a cotangent `[b, h', w', n]` are channels of one for the kernel gradient; 1: none."""
+    b, rows, columns, n = g
+    if n > FEW or rate != 1 or b * rows * columns < GRADIENT_PIXELS:
+        return 1
+    return min(2 ** (TOGETHER // n).bit_length() // 2, MOST_COLUMNS)
+
+
+def kernel_gradient_of_columns(
+    gradient: Callable[..., jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    g: jax.Array,
+    *,
+    columns: int,
+    strides: Pair,
+    pads: Pads,
+    **options: Any,
+) -> jax.Array:
+    """`gradient(x, kernel, g, ..)` of a stride-1 or strided convolution, of fewer pixels and more channels out.
+
+    Column `q m + j` of m abreast is column q's channels `j n ..`: of their gradient, of a kernel of `kw + (m - 1)
+    stride` columns, tap i of the kernel is the sum over j of those at `i + j stride`.
+    """
+    (kh, kw, c, n), (down, right), m = kernel.shape, strides, columns
+    beyond = -g.shape[2] % m
+    wide = fill(g, 2, g.shape[2] + beyond).reshape(*g.shape[:2], -1, m * n)
+    taps = jnp.zeros((kh, kw + (m - 1) * right, c, m * n), kernel.dtype)
+    edges = (pads[0], (pads[1][0], pads[1][1] + beyond * right))
+    found = gradient(x, taps, wide, strides=(down, m * right), pads=edges, **options)
+    parts = (in_float32(found[:, j * right : j * right + kw, :, j * n : (j + 1) * n]) for j in range(m))
+    return functools.reduce(jnp.add, parts).astype(found.dtype)

@@ -9,11 +9,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.ops.beside import Beside, beside, convolve_beside
+from jaxseg.ops.canonical import canonical_kernel_gradient, stock_kernel_gradient
 from jaxseg.ops.conv import conv
 from jaxseg.ops.lowering import lowering
-from jaxseg.ops.narrow import Narrow, narrow, narrow_conv
+from jaxseg.ops.narrow import Narrow, columns_of_gradient, kernel_gradient_of_columns, narrow, narrow_conv
 from jaxseg.ops.stock_conv import stock_conv
-from tests.ops.arrays import image_and_kernel, largest
+from tests.ops.arrays import image_and_kernel, largest, normal
 
 SAME = ((1, 1), (1, 1))
 
@@ -41,6 +42,37 @@ def test_equals_xlas_convolution(case, way):
     expected = stock_conv(x, kernel, **window)
     assert got.shape == expected.shape
     assert largest(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("columns", [2, 4, 8])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_gradient_of_columns_in_double_precision(case, columns):
+    h, w, size, strides, rates, pads = CASES[case]
+    window = {"strides": strides, "pads": pads, "dilation": rates}
+    with jax.enable_x64(True):
+        x, kernel = (a.astype(jnp.float64) for a in image_and_kernel(h, w, 3, 5, size))
+        g = normal(2, *stock_conv(x, kernel, **window).shape, dtype=jnp.float64)
+        got = kernel_gradient_of_columns(stock_kernel_gradient, x, kernel, g, columns=columns, **window)
+        expected = stock_kernel_gradient(x, kernel, g, **window)
+        assert got.shape == kernel.shape and got.dtype == jnp.float64
+        assert largest(got, expected) < 1e-13
+
+
+def test_kernel_gradient_of_columns_by_hand():
+    """x = 1 2 3 4 5, two taps, g = 1 10 100 1000: the first tap sees 1 2 3 4, the second 2 3 4 5."""
+    x, kernel = jnp.arange(1.0, 6).reshape(1, 1, 5, 1), jnp.zeros((1, 2, 1, 1))
+    g = jnp.asarray([1.0, 10, 100, 1000]).reshape(1, 1, 4, 1)
+    options = {"columns": 2, "strides": (1, 1), "pads": ((0, 0), (0, 0)), "dilation": (1, 1)}
+    got = kernel_gradient_of_columns(stock_kernel_gradient, x, kernel, g, **options)
+    np.testing.assert_array_equal(np.ravel(got), [4321, 5432])
+
+
+@pytest.mark.parametrize(
+    "n, rate, columns", [(1, 1, 8), (4, 1, 8), (5, 1, 4), (8, 1, 4), (9, 1, 2), (16, 1, 2), (17, 1, 1), (16, 2, 1)]
+)
+def test_rules_of_the_kernel_gradient(n, rate, columns):
+    assert columns_of_gradient((4, 16, 16, n), rate) == columns
+    assert columns_of_gradient((4, 16, 15, n), rate) == 1
 
 
 @pytest.mark.parametrize("case", ["same", "valid", "rate", "column"])
@@ -106,6 +138,19 @@ def test_the_convolution_takes_it(c, n, strides):
     for got, expected in zip(parts(of)(x, kernel, g), parts(stock)(x, kernel, g), strict=True):
         assert got.dtype == jnp.float32
         assert largest(got, expected) < 1e-5
+
+
+def test_the_kernel_gradient_takes_it():
+    """Also of 16-bit numbers, whose two halves are summed in float32."""
+    x, kernel = image_and_kernel(64, 33, 3, 16)
+    g = normal(2, 2, 32, 17, 16)
+    options = {"strides": (2, 2), "pads": SAME, "dilation": (1, 1)}
+    of = jax.jit(functools.partial(canonical_kernel_gradient, **options))
+    assert kernels(of.lower(x, kernel, g).as_text()) == ["32x9x2x32xf32"]
+    expected = stock_kernel_gradient(x, kernel, g, **options)
+    assert largest(of(x, kernel, g), expected) < 1e-5
+    narrower = of(*(a.astype(jnp.bfloat16) for a in (x, kernel, g)))
+    assert narrower.dtype == jnp.bfloat16 and largest(narrower.astype(jnp.float32), expected) < 2**-7
 
 
 def kernels(text):

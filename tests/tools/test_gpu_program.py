@@ -32,7 +32,7 @@ PROGRAM = """HloModule m
   ROOT %half = f32[2,2]{1,0} slice(%u), slice={[0:2], [0:2]}
 }
 
-ENTRY %main (x: bf16[8,6], y: f32[4], room: f32[100], made: f32[10], wide: f32[2,3], column: f32[2,1], row: f32[3]) -> f32[100] {
+ENTRY %main (x: bf16[8,6], y: f32[4], room: f32[100], made: f32[10], ...) -> f32[100] {
   %x = bf16[8,6]{1,0} parameter(0)
   %y = f32[4]{0} parameter(1)
   %room = f32[100]{0} parameter(2)
