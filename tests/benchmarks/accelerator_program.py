@@ -1,12 +1,14 @@
-"""`python -m tests.benchmarks.gpu_program ROW TARGET RESULT.json`: bytes that a row moves on a GPU, without one.
+"""`python -m tests.benchmarks.accelerator_program ROW RESULT.json --gpu=TARGET` or `--tpu=v5e:2x2`: a row's program.
 
-The train step, or with `--part=inference` the logits, of experiments/bench.py's ROW in bfloat16 is compiled for the
-card whose figures TARGET holds (a text of XLA's GpuTargetConfigProto, as XLA's repository has for each card), without
-the search for kernels and without Triton's products. Needs JAX's CUDA plugin of the same version, no driver, no card.
+It is compiled where there is no accelerator, and nothing runs: the step, or with `--part=inference` the logits, of
+experiments/bench.py's ROW in bfloat16, for one GPU or for all chips of a TPU topology. TARGET holds a GPU's figures (a
+text of XLA's GpuTargetConfigProto, as XLA's repository has for each card); its program is compiled without the search
+for kernels and without Triton's products. Needs JAX's CUDA plugin or libtpu, of JAX's version; no driver, no device.
 
-Bytes are those of each operation's operands and results; a fusion counts of an operand as many numbers as its results
-need, and of an array that it updates in place the update. They are more than what a card moves, since the cache between
-operations is left out, and less where few numbers of many lines of memory are read; of its order they say nothing.
+Of a GPU's program the bytes of each operation's operands and results are counted; a fusion counts of an operand as many
+numbers as its results need, and of an array that it updates in place the update. They are more than what a card moves,
+since the cache between operations is left out, and less where few numbers of many lines of memory are read; of its
+order they say nothing. Of a TPU's program the result has XLA's own counts, a chip.
 """
 
 import argparse
@@ -26,7 +28,8 @@ NUMBERS |= {"s64": 8, "u64": 8, "f64": 8}
 FREE = ("parameter", "bitcast", "get-tuple-element", "tuple", "constant")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)$")
-FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 # name, type, opcode, what stands behind the bracket
 Operation = collections.namedtuple("Operation", ("name", "shape", "opcode", "rest"))
 
@@ -135,11 +138,19 @@ def moved(text):
     return dict(sorted(kinds.items(), key=lambda item: -item[1][0]))
 
 
-def compile_row(row, target, part):
-    """The executable of experiments/bench.py's row, and the versions."""
-    import jax
+def devices_of(arguments):
+    """What the program is compiled for."""
     from jax.experimental import topologies
 
+    if arguments.tpu:
+        return topologies.get_topology_desc(platform="tpu", topology_name=arguments.tpu).devices
+    target = arguments.gpu.read_text(encoding="utf-8")
+    card = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=target, topology="1x1x1")
+    return card.devices[:1]
+
+
+def compile_row(row, part, devices):
+    """The executable of experiments/bench.py's row, and the versions."""
     from experiments.bench import get_config
     from jaxseg.core.mesh import make_mesh
     from jaxseg.tools.bench import program
@@ -147,12 +158,10 @@ def compile_row(row, target, part):
     from jaxseg.train.state import placed_shapes
     from jaxseg.train.workdir import versions
 
-    jax.config.update("jax_platforms", "cpu")
-    card = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=target, topology="1x1x1")
     config = get_config(row)
     config.weights.path, config.train.compute_dtype = "", "bfloat16"
     run = make_run(config.copy_and_resolve_references(), open_data=False)
-    run = dataclasses.replace(run, mesh=make_mesh(devices=list(card.devices[:1])))
+    run = dataclasses.replace(run, mesh=make_mesh(devices=list(devices)))
     training = make_training(run)
     state, batch = placed_shapes(training.abstract, run.mesh), program.shapes_on(run.mesh, program.random_batch(run))
     if part == "train":
@@ -161,32 +170,57 @@ def compile_row(row, target, part):
     return program.jitted_logits(run, variables).lower(variables, batch["image"]).compile(), versions()
 
 
-def main():
-    """Compiles, counts, writes."""
+def counted(compiled, gpu):
+    """What the result says of an executable."""
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    found = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "collectives": dict(collections.Counter(COLLECTIVE.findall(text))),
+    }
+    if not gpu:
+        costs = compiled.cost_analysis()
+        return found | {"flop": costs["flops"], "bytes": costs["bytes accessed"]}
+    kinds = moved(text)
+    each = {kind: {"bytes": bytes_of, "operations": number} for kind, (bytes_of, number) in kinds.items()}
+    return found | {"bytes": sum(bytes_of for bytes_of, _ in kinds.values()), "kinds": each}
+
+
+def parsed():
+    """The arguments; ends with a sentence where something is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("row")
-    parser.add_argument("target", type=pathlib.Path)
     parser.add_argument("result", type=pathlib.Path)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--gpu", type=pathlib.Path)
+    target.add_argument("--tpu")
     parser.add_argument("--part", choices=("train", "inference"), default="train")
     arguments = parser.parse_args()
-    if not arguments.target.is_file():
-        parser.error(f"{arguments.target} is not there; XLA's repository has one for each card (target_config/specs).")
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+    if arguments.tpu:
+        if not importlib.util.find_spec("libtpu"):
+            parser.error('libtpu is missing: pip install "jax[tpu]" of JAX\'s version.')
+    elif not arguments.gpu.is_file():
+        parser.error(f"{arguments.gpu} is not there; XLA's repository has one for each card (target_config/specs).")
+    elif not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
         parser.error(
             'JAX\'s CUDA plugin is missing: pip install "jax-cuda13-plugin" and "jax-cuda13-pjrt" of JAX\'s version.'
         )
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-    compiled, versions = compile_row(arguments.row, arguments.target.read_text(encoding="utf-8"), arguments.part)
-    kinds = moved(compiled.as_text())
+    return arguments
+
+
+def main():
+    """Compiles, counts, writes."""
+    arguments = parsed()
+    os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    if arguments.gpu:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {GPU_FLAGS}"
+    compiled, versions = compile_row(arguments.row, arguments.part, devices_of(arguments))
     result = {
-        "command": shlex.join(["python", "-m", "tests.benchmarks.gpu_program", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "tests.benchmarks.accelerator_program", *sys.argv[1:]]),
         "made_with": versions,
         "row": arguments.row,
         "part": arguments.part,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "bytes": sum(bytes_of for bytes_of, _ in kinds.values()),
-        "kinds": {kind: {"bytes": bytes_of, "operations": number} for kind, (bytes_of, number) in kinds.items()},
+        **counted(compiled, gpu=bool(arguments.gpu)),
     }
     arguments.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

@@ -1,6 +1,6 @@
-"""The bytes of a program, counted by hand: tests/benchmarks/gpu_program.py."""
+"""The bytes of a program, counted by hand: tests/benchmarks/accelerator_program.py."""
 
-from tests.benchmarks.gpu_program import moved
+from tests.benchmarks.accelerator_program import moved
 
 PROGRAM = """HloModule m
 
