@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from jaxseg.layers.conv_norm import Conv, ConvNorm
 from jaxseg.ops.conv import conv
 from jaxseg.ops.nine_products import conv_by_nine
-from jaxseg.ops.twice import _by_four, _by_nine, _plain, conv_of_twice, twice
+from jaxseg.ops.twice import _by_four, _by_nine, _plain, _spread, conv_of_twice, twice
 from tests.ops.arrays import normal, relative
 
 SIZES = [(1, 1), (5, 7), (4, 2), (24, 21)]  # at the last the image is bordered and not its products
@@ -28,7 +28,7 @@ def gradients(f, g, *operands):
     return jax.vjp(f, *operands)[1](g)
 
 
-@pytest.mark.parametrize("way", [_by_four, _by_nine, _plain])
+@pytest.mark.parametrize("way", [_by_four, _by_nine, _plain, _spread])
 @pytest.mark.parametrize("h, w", SIZES)
 def test_values_and_gradients(way, h, w):
     """Values against NumPy in float64; gradients by the transpose: `<g, f(x)>` is linear in x and in the kernel."""
@@ -57,6 +57,9 @@ def test_a_map_beside_it(h, w):
         assert relative(f(x, kernel, beside), expected) < 1e-6
         for got, other in zip(gradients(f, g, x, kernel, beside), wanted, strict=True):
             assert relative(got, other) < 1e-6
+    assert relative(_spread(x, kernel, beside), expected) < 1e-6
+    for got, other in zip(gradients(_spread, g, x, kernel, beside), wanted, strict=True):
+        assert relative(got, other) < 1e-6
     of_one = jax.vmap(lambda x, beside: conv_of_twice(x, kernel, beside))
     assert relative(of_one(x, beside), expected) < 1e-6
     np.testing.assert_array_equal(conv_of_twice(x[0], kernel, beside[0]), conv_of_twice(x[:1], kernel, beside[:1])[0])
@@ -83,7 +86,7 @@ def test_16_bits(dtype):
     """Eager, jit and vmap; the float32 result rounded, within the rounding of the kernel's sums."""
     x, kernel = normal(0, 2, 5, 7, 16, dtype=dtype), normal(1, 3, 3, 16, 6, dtype=dtype)
     wide = conv(twice(x).astype(jnp.float32), kernel.astype(jnp.float32))
-    for f in (conv_of_twice, jax.jit(conv_of_twice), lambda *operands: _by_four(*operands, None)):
+    for f in (conv_of_twice, jax.jit(conv_of_twice), lambda *of: _by_four(*of, None), lambda *of: _spread(*of, None)):
         got = f(x, kernel)
         assert got.dtype == dtype and relative(got.astype(jnp.float32), wide) < 5e-3
     assert conv_by_nine(x, kernel).dtype == dtype
@@ -92,7 +95,7 @@ def test_16_bits(dtype):
     chex.assert_trees_all_equal(many[:, 0], conv_of_twice(x, kernel))
 
 
-@pytest.mark.parametrize("way", [_by_four, _by_nine, _plain])
+@pytest.mark.parametrize("way", [_by_four, _by_nine, _plain, _spread])
 def test_by_hand(way):
     """One row of two pixels and a kernel of ones along it: sums of three of 1, 1, 10, 10."""
     x = jnp.asarray([1.0, 10.0]).reshape(1, 1, 2, 1)
@@ -102,10 +105,13 @@ def test_by_hand(way):
     np.testing.assert_allclose(way(x, kernel, None)[0, :, :, 0], expected, rtol=1e-6)
 
 
-PLATFORMS = [("cpu", "float32", True), ("cuda", "float32", False), ("tpu", "float32", False)]
+PLATFORMS = [("cpu", "float32", True), ("cuda", "float32", False), ("tpu", "float32", True)]
 
 
-@pytest.mark.parametrize("platform, dtype, small", [*PLATFORMS, ("cuda", "bfloat16", True), ("cpu", "bfloat16", False)])
+OF_16_BITS = [("cpu", "bfloat16", False), ("cuda", "bfloat16", True), ("tpu", "bfloat16", True)]
+
+
+@pytest.mark.parametrize("platform, dtype, small", PLATFORMS + OF_16_BITS)
 def test_who_makes_the_large_image(platform, dtype, small):
     """Forward and gradients, read off the program for each platform: `[2, 8, 10, 4]` is the enlarged image."""
     x, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((2, 4, 5, 4), (3, 3, 4, 3)))
