@@ -142,10 +142,21 @@ def _forward(logits: jax.Array, labels: jax.Array, where: jax.Array) -> tuple[ja
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
     safe = jnp.where(where, labels, 0)
     known = (safe >= 0) & (safe < logits.shape[-1])
-    chosen = jnp.take_along_axis(logits, jnp.where(known, safe, 0)[..., None], axis=-1)[..., 0]
+    chosen = jax.lax.platform_dependent(logits, jnp.where(known, safe, 0), tpu=_compared, default=_looked_up)
     # `top` stays apart from `log_sum`: their sum would round a loss of 1e-3 away at logits of 1e4.
     loss = jnp.where(where, jnp.where(known, log_sum + (top - chosen), jnp.nan), 0.0)
     return loss, (logits, labels, where, top, log_sum)
+
+
+def _looked_up(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`logits[label]` of `[*b, h, w, c]`. The loss and its gradient on a CPU: 0.77 to 0.92 of `_compared`'s time."""
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The same: a TPU gathers number by number, and holds for it the classes, however few, in tiles of 128."""
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(classes == labels[..., None], logits, 0.0), axis=-1)
 
 
 def _backward(residuals: tuple[jax.Array, ...], upstream: jax.Array) -> tuple[jax.Array, None, None]:

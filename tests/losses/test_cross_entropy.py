@@ -215,3 +215,15 @@ def test_bad_options(options, says):
 
 def test_ce_is_the_short_name():
     assert ce.build is module.build and ce.cross_entropy is cross_entropy
+
+
+def test_a_tpu_compares_where_others_look_up():
+    """The same numbers, whatever stands at the other classes, and no gather in a TPU's program."""
+    logits = jnp.asarray([[[1.0, jnp.nan, -jnp.inf], [jnp.inf, 2.0, jnp.nan], [0.0, 3.0, -4.0]]])
+    labels = jnp.asarray([[0, 1, 2]])
+    for f in (module._compared, module._looked_up, jax.jit(jax.vmap(module._compared))):
+        np.testing.assert_array_equal(f(logits, labels), [[1, 2, -4]])
+    x, y, where = (jnp.asarray(a) for a in example())
+    traced = jax.jit(jax.value_and_grad(lambda x: jnp.sum(cross_entropy(x, y, where=where)))).trace(x)
+    for platform, there in (("cpu", True), ("cuda", True), ("tpu", False)):
+        assert ("stablehlo.gather" in traced.lower(lowering_platforms=(platform,)).as_text()) == there
