@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
-from jaxseg.losses.inputs import checked_class_weights, checked_inputs
+from jaxseg.losses.inputs import checked_class_weights, checked_inputs, of_label
 from jaxseg.losses.reduction import Loss, weighted_pixel_sums
 from jaxseg.ops.selection import top_k_share
 
@@ -115,7 +115,7 @@ def bootstrapped_cross_entropy(
     loss = negative_log_likelihood(logits, labels, where)
     axes = _axes(loss.ndim, per_image)
     loss = loss * top_k_share(loss, _kept(where, share, axes), where=where, axes=axes)
-    return loss if weights is None else loss * weights[jnp.where(where, labels, 0)]
+    return loss if weights is None else loss * of_label(weights, jnp.where(where, labels, 0))
 
 
 def _axes(ndim: int, per_image: bool) -> tuple[int, ...]:

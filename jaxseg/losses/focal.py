@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
-from jaxseg.losses.inputs import checked_class_weights, checked_inputs
+from jaxseg.losses.inputs import checked_class_weights, checked_inputs, of_label
 from jaxseg.losses.modulation import checked_gamma, modulated
 from jaxseg.losses.reduction import Loss, pixel_counts, pixel_sums
 
@@ -73,4 +73,4 @@ def focal(
     logits, labels, where = checked_inputs(logits, labels, where)
     weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
     loss = modulated(negative_log_likelihood(logits, labels, where), checked_gamma(gamma))
-    return loss if weights is None else loss * weights[jnp.where(where, labels, 0)]
+    return loss if weights is None else loss * of_label(weights, jnp.where(where, labels, 0))

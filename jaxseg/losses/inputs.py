@@ -123,6 +123,29 @@ def checked_pixel_weights(pixel_weights: ArrayLike | None, where: jax.Array, dty
     return weights
 
 
+def of_label(values: jax.Array, labels: jax.Array) -> jax.Array:
+    """`values[.., label]`, `[*b, h, w]`.
+
+    TPUs gather number by number, and hold for it the classes, however few, in tiles of 128: there the classes are
+    compared with the label and summed. The cross-entropy and its gradient on a CPU take 1.1 to 1.3 times that way.
+
+    Args:
+      values: floating `[*b, h, w, c]`, or `[c]` for all pixels.
+      labels: integers `[*b, h, w]` in 0 .. c - 1.
+    """
+
+    def compared(values: jax.Array, labels: jax.Array) -> jax.Array:
+        classes = jnp.arange(values.shape[-1], dtype=labels.dtype)
+        return jnp.sum(jnp.where(classes == labels[..., None], values, jnp.zeros((), values.dtype)), axis=-1)
+
+    def looked_up(values: jax.Array, labels: jax.Array) -> jax.Array:
+        if values.ndim == 1:
+            return values[labels]
+        return jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
+
+    return jax.lax.platform_dependent(values, labels, tpu=compared, default=looked_up)
+
+
 def one_hot(labels: jax.Array, where: jax.Array, num_classes: int, dtype: jnp.dtype) -> jax.Array:
     """`[*b, h, w, c]`: 1 at the label's class, 0 elsewhere and outside `where`; NaN for labels inside that are none."""
     classes = jax.lax.broadcasted_iota(labels.dtype, (*labels.shape, num_classes), labels.ndim)

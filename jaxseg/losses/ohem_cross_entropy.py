@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
-from jaxseg.losses.inputs import checked_class_weights, checked_inputs
+from jaxseg.losses.inputs import checked_class_weights, checked_inputs, of_label
 from jaxseg.losses.reduction import Loss, weighted_pixel_sums
 from jaxseg.ops.selection import top_k_share
 
@@ -115,7 +115,7 @@ def ohem_cross_entropy(
     loss = negative_log_likelihood(logits, labels, where)
     kept, number = _kept(loss, where, threshold, min_kept, _axes(loss.ndim, per_image))
     share = jnp.where(kept, loss / number, 0.0)
-    return share if weights is None else share * weights[jnp.where(where, labels, 0)]
+    return share if weights is None else share * of_label(weights, jnp.where(where, labels, 0))
 
 
 def _kept(

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxseg.losses import options
 from jaxseg.losses.cross_entropy import negative_log_likelihood
-from jaxseg.losses.inputs import checked_class_weights, checked_inputs
+from jaxseg.losses.inputs import checked_class_weights, checked_inputs, of_label
 from jaxseg.losses.modulation import checked_gamma, complement_power, modulated
 from jaxseg.losses.reduction import Loss, pixel_counts, pixel_sums
 
@@ -81,4 +81,4 @@ def poly(
     weights = checked_class_weights(class_weights, logits.shape[-1], logits.dtype)
     likelihood = negative_log_likelihood(logits, labels, where)
     loss = modulated(likelihood, checked_gamma(gamma)) + epsilon * complement_power(likelihood, gamma + 1)
-    return loss if weights is None else loss * weights[jnp.where(where, labels, 0)]
+    return loss if weights is None else loss * of_label(weights, jnp.where(where, labels, 0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxseg.core.errors import JaxsegError
+from jaxseg.losses.inputs import of_label
 
 NORMALIZERS = ("valid_pixels", "class_weights", "all_pixels", "images")
 Counts = Callable[..., jax.Array]
@@ -139,7 +140,7 @@ def pixel_counts(*, normalizer: str = "valid_pixels", class_weights: Sequence[fl
         inside = tuple(range(max(0, where.ndim - 2), where.ndim))
         if normalizer == "class_weights":
             weights = jnp.asarray(class_weights, jnp.float32)
-            per_pixel = jnp.where(where, weights[jnp.where(where, labels, 0)], 0.0)
+            per_pixel = jnp.where(where, of_label(weights, jnp.where(where, labels, 0)), 0.0)
             return jnp.sum(per_pixel, axis=inside)
         if normalizer == "valid_pixels":
             # Integers an image: float32 would stop counting at 2^24.

@@ -10,6 +10,7 @@ from jaxseg.core.errors import JaxsegError
 from jaxseg.losses import ce
 from jaxseg.losses import cross_entropy as module
 from jaxseg.losses.cross_entropy import cross_entropy
+from jaxseg.losses.inputs import of_label
 
 # Three pixels: p = (.8, .2), (.4, .6), (.3, .7); labels 0, 0, 1. Values: spec of the losses, by hand.
 PROBABILITIES = np.asarray([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]], np.float32)
@@ -217,13 +218,20 @@ def test_ce_is_the_short_name():
     assert ce.build is module.build and ce.cross_entropy is cross_entropy
 
 
-def test_a_tpu_compares_where_others_look_up():
-    """The same numbers, whatever stands at the other classes, and no gather in a TPU's program."""
+def test_a_tpu_compares_where_others_look_up(monkeypatch):
+    """The same numbers, whatever stands at the other classes, and no gather in a TPU's program, of weights either."""
     logits = jnp.asarray([[[1.0, jnp.nan, -jnp.inf], [jnp.inf, 2.0, jnp.nan], [0.0, 3.0, -4.0]]])
-    labels = jnp.asarray([[0, 1, 2]])
-    for f in (module._compared, module._looked_up, jax.jit(jax.vmap(module._compared))):
-        np.testing.assert_array_equal(f(logits, labels), [[1, 2, -4]])
+    weights, labels = jnp.asarray([0.5, 2.0, 3.0]), jnp.asarray([[0, 1, 2]])
+
+    def check():
+        np.testing.assert_array_equal(of_label(logits, labels), [[1, 2, -4]])
+        np.testing.assert_array_equal(of_label(weights, labels), [[0.5, 2, 3]])
+
     x, y, where = (jnp.asarray(a) for a in example())
-    traced = jax.jit(jax.value_and_grad(lambda x: jnp.sum(cross_entropy(x, y, where=where)))).trace(x)
+    loss = lambda x: jnp.sum(cross_entropy(x, y, where=where, class_weights=np.arange(4)))  # noqa: E731
+    traced = jax.jit(jax.value_and_grad(loss)).trace(x)
     for platform, there in (("cpu", True), ("cuda", True), ("tpu", False)):
         assert ("stablehlo.gather" in traced.lower(lowering_platforms=(platform,)).as_text()) == there
+    check()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *of, default, tpu: tpu(*of))
+    check()
