@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -42,14 +43,25 @@ def shared_data() -> pathlib.Path:
     return DATA
 
 
-@pytest.fixture
-def cuda(monkeypatch):
-    """Until the test ends every choice by platform is a GPU's; what was traced before is forgotten."""
+def as_if(platform: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Until the test ends every choice by platform is that one's; what was traced before is forgotten."""
 
-    def of_cuda(*arguments, default, **platforms):
-        return platforms.get("cuda", default)(*arguments)
+    def chosen(*arguments, default, **platforms):
+        return platforms.get(platform, default)(*arguments)
 
-    monkeypatch.setattr(jax.lax, "platform_dependent", of_cuda)
+    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A GPU's choices."""
+    yield from as_if("cuda", monkeypatch)
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """A TPU's choices."""
+    yield from as_if("tpu", monkeypatch)
