@@ -34,19 +34,17 @@ from jaxseg.layers.image import check_image
 from jaxseg.layers.norm import BatchNorm, NormOptions
 from jaxseg.layers.residual import unit_output
 from jaxseg.ops.pooling import max_pool
+from jaxseg.ops.twice import twice
 
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def doubled(x: jax.Array) -> jax.Array:
-    """Each pixel twice along h and w."""
-    *batch, h, w, c = x.shape
-    twice = jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, h, 2, w, 2, c))
-    return twice.reshape(*batch, 2 * h, 2 * w, c)
-
-
 class Convolution(nn.Module):
-    """Batch norm, ReLU, a repetition where asked for, convolution with bias."""
+    """Batch norm, ReLU, convolution with bias.
+
+    Attributes:
+      double: repeats each pixel, of a 1x1 convolution alone: after it, which gives the same as before it.
+    """
 
     features: int
     kernel_size: int = 1
@@ -69,7 +67,7 @@ class Convolution(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        return conv(doubled(x) if self.double else x)
+        return twice(conv(x)) if self.double else conv(x)
 
 
 class Block(nn.Module):
@@ -108,14 +106,14 @@ class Block(nn.Module):
                 self.features, 3, use_bias=True, kernel_init=he_fan_in, dtype=self.dtype, padding="torch", name="conv"
             )
             y = dropout(conv(y))
-            y = doubled(y) if self.double else y
+            y = twice(y) if self.double else y
         if not self.short_skip:
             return y
         x = x[..., ::2, ::2, :] if self.halve else x
-        x = doubled(x) if self.double else x
         if x.shape[-1] != y.shape[-1]:
             adapt = Conv(y.shape[-1], use_bias=True, kernel_init=he_fan_in, dtype=self.dtype, name="shortcut")
             x = adapt(x)
+        x = twice(x) if self.double else x
         return unit_output(self, y + x[..., : y.shape[-3], : y.shape[-2], :])
 
 

@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxseg.ops.interlace import interlaced_by_stacks
+
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 
@@ -117,8 +119,7 @@ def depthwise_input_gradient(
                 total = total + tap.astype(jnp.float32) * weights[i, j, 0]
         return total.astype(g.dtype)
 
-    rows = [jnp.stack([phase(a, e) for e in range(sw)], axis=3).reshape(b, uh, uw * sw, c) for a in range(sh)]
-    full = jnp.stack(rows, axis=2).reshape(b, uh * sh, uw * sw, c)
+    full = interlaced_by_stacks([[phase(a, e) for e in range(sw)] for a in range(sh)])
     (top_pad, _), (left_pad, _) = pads
     # An input row that no window reaches (the stride skips it) lies past the end of `full`: pad it with zeros.
     edges = ((-top_pad, size[0] + top_pad - uh * sh), (-left_pad, size[1] + left_pad - uw * sw))

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxseg.ops.conv import conv
+from jaxseg.ops.interlace import interlaced_by_zeros
 from jaxseg.ops.nine_products import conv_by_nine
 from jaxseg.ops.window import in_float32
 
@@ -21,6 +22,16 @@ Way = Callable[..., jax.Array]
 
 def twice(x: jax.Array) -> jax.Array:
     """Each pixel of `[*b, h, w, c]` twice along h and w."""
+    return lax.platform_dependent(x, tpu=_interlaced, default=_repeated)
+
+
+def _interlaced(x: jax.Array) -> jax.Array:
+    *batch, h, w, c = x.shape
+    images = x.reshape(-1, h, w, c)
+    return interlaced_by_zeros([[images] * 2] * 2).reshape(*batch, 2 * h, 2 * w, c)
+
+
+def _repeated(x: jax.Array) -> jax.Array:
     *batch, h, w, c = x.shape
     return jnp.broadcast_to(x[..., :, None, :, None, :], (*batch, h, 2, w, 2, c)).reshape(*batch, 2 * h, 2 * w, c)
 
