@@ -8,7 +8,8 @@ for kernels and without Triton's products. Needs JAX's CUDA plugin or libtpu, of
 Of a GPU's program the bytes of each operation's operands and results are counted; a fusion counts of an operand as many
 numbers as its results need, and of an array that it updates in place the update. They are more than what a card moves,
 since the cache between operations is left out, and less where few numbers of many lines of memory are read; of its
-order they say nothing. Of a TPU's program the result has XLA's own counts, a chip.
+order they say nothing. Of a TPU's program the result has XLA's own counts, a chip, and the cycles that it expects of the
+operations of the main part: of loops, gathers, scatters and windows' maxima none.
 """
 
 import argparse
@@ -30,6 +31,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\((.*)$")
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # name, type, opcode, what stands behind the bracket
 Operation = collections.namedtuple("Operation", ("name", "shape", "opcode", "rest"))
 
@@ -179,8 +181,9 @@ def counted(compiled, gpu):
         "collectives": dict(collections.Counter(COLLECTIVE.findall(text))),
     }
     if not gpu:
-        costs = compiled.cost_analysis()
-        return found | {"flop": costs["flops"], "bytes": costs["bytes accessed"]}
+        costs, entry = compiled.cost_analysis(), text[text.index("\nENTRY") :]
+        cycles = sum(int(number) for number in CYCLES.findall(entry))
+        return found | {"flop": costs["flops"], "bytes": costs["bytes accessed"], "expected_cycles": cycles}
     kinds = moved(text)
     each = {kind: {"bytes": bytes_of, "operations": number} for kind, (bytes_of, number) in kinds.items()}
     return found | {"bytes": sum(bytes_of for bytes_of, _ in kinds.values()), "kinds": each}
