@@ -8,8 +8,8 @@ for kernels and without Triton's products. Needs JAX's CUDA plugin or libtpu, of
 Of a GPU's program the bytes of each operation's operands and results are counted; a fusion counts of an operand as many
 numbers as its results need, and of an array that it updates in place the update. They are more than what a card moves,
 since the cache between operations is left out, and less where few numbers of many lines of memory are read; of its
-order they say nothing. Of a TPU's program the result has XLA's own counts, a chip, and the cycles that it expects of the
-operations of the main part: of loops, gathers, scatters and windows' maxima none.
+order they say nothing. Of a TPU's program the result has XLA's own counts, a chip, and the cycles that it expects of
+the operations of the main part: of loops, gathers, scatters and windows' maxima none.
 """
 
 import argparse
