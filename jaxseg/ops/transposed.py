@@ -85,7 +85,7 @@ def conv_transpose(
     if depthwise:
         full = _depthwise(images, kernel, strides)
     elif groups == 1 and strides == 2 < max(kh, kw):
-        full = _twice(images, kernel)
+        full = _of_stride_2(images, kernel)
     else:
         full = _products(images, kernel, strides, groups)
     b, rows, columns, n = full.shape
@@ -147,7 +147,7 @@ def _products(x: jax.Array, kernel: jax.Array, s: int, groups: int) -> jax.Array
 
 
 @jax.custom_vjp
-def _twice(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _of_stride_2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`_products` of stride 2 and one group, on TPUs as a convolution of the image with zeros between its pixels."""
     return lax.platform_dependent(x, kernel, tpu=_spread, default=functools.partial(_products, s=2, groups=1))
 
@@ -161,11 +161,11 @@ def _spread(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, turned, (1, 1), edges, lhs_dilation=(2, 2), dimension_numbers=numbers)
 
 
-def _twice_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _twice(x, kernel), (x, kernel)
+def _stride_2_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _of_stride_2(x, kernel), (x, kernel)
 
 
-def _twice_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _stride_2_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     def gradients(way: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, g: jax.Array) -> Any:
         return jax.vjp(way, x, kernel)[1](g)
 
@@ -173,7 +173,7 @@ def _twice_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tup
     return lax.platform_dependent(*residuals, g, tpu=functools.partial(gradients, _spread), default=products)
 
 
-_twice.defvjp(_twice_forward, _twice_backward)
+_of_stride_2.defvjp(_stride_2_forward, _stride_2_backward)
 
 
 def _depthwise(x: jax.Array, kernel: jax.Array, s: int) -> jax.Array:

@@ -218,7 +218,7 @@ def test_ce_is_the_short_name():
     assert ce.build is module.build and ce.cross_entropy is cross_entropy
 
 
-def test_a_tpu_compares_where_others_look_up(monkeypatch):
+def test_a_tpu_compares_where_others_look_up(request):
     """The same numbers, whatever stands at the other classes, and no gather in a TPU's program, of weights either."""
     logits = jnp.asarray([[[1.0, jnp.nan, -jnp.inf], [jnp.inf, 2.0, jnp.nan], [0.0, 3.0, -4.0]]])
     weights, labels = jnp.asarray([0.5, 2.0, 3.0]), jnp.asarray([[0, 1, 2]])
@@ -233,5 +233,5 @@ def test_a_tpu_compares_where_others_look_up(monkeypatch):
     for platform, there in (("cpu", True), ("cuda", True), ("tpu", False)):
         assert ("stablehlo.gather" in traced.lower(lowering_platforms=(platform,)).as_text()) == there
     check()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *of, default, tpu: tpu(*of))
+    request.getfixturevalue("tpu")
     check()

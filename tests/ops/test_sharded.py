@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.layers.norm import batch_moments
+from jaxseg.ops import narrow
 from jaxseg.ops.conv import conv
 from jaxseg.ops.pooling import adaptive_average_pool, average_pool, max_pool, max_pool_with_indices, unpool
 from jaxseg.ops.resize import resize
@@ -68,6 +69,25 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_batch_stays_split(name):
     """Forward and gradients: one device's values, and only the parameters' gradient (or the moments) is summed."""
+    check(name)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OPERATIONS if any(n in name for n in ("max", "unp", "enl", "trans"))]
+)
+def test_tpus_ways_keep_it_split(name, tpu):
+    del tpu
+    check(name)
+
+
+def test_the_kernel_gradient_of_few_channels_keeps_it_split(monkeypatch):
+    monkeypatch.setattr(narrow, "GRADIENT_PIXELS", 1)
+    jax.clear_caches()
+    check("dense, stride 2")
+    jax.clear_caches()
+
+
+def check(name):
     channels, parameters, operation = OPERATIONS[name]
     x = jax.random.normal(jax.random.key(0), (4, 9, 8, channels))
     w = jnp.zeros(()) if parameters is None else parameters
